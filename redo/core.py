@@ -37,12 +37,13 @@ class Decomposition:
         "Share of the image that each region covers"
         return self.masks.flatten(2).mean(-1)
 
-# %% ../nbs/00_core.ipynb #d37f1e41
+# %% ../nbs/00_core.ipynb #e9f7f1f7
 class Decomposer(nn.Module):
     "A model that cuts images into regions: all that trainer, evaluator, commands and pictures rely on"
     phases = ('all',) # Phases of one training step, in order
     trains = {} # Phase -> names of the groups it updates; all of them where a phase is not listed
     phase,step,amp = 'all',0,None # Current phase, finished steps, autocast dtype (None: as the weights are)
+    config = {} # Arguments that build the same model again
 
     def groups(self)->dict: # Name -> list of parameters, one optimizer group each
         "Parameters by network"
@@ -59,6 +60,9 @@ class Decomposer(nn.Module):
     )->Decomposition:
         "Cut images into regions"
         raise TypeError(f'{type(self).__name__} does not define `decompose`')
+    def rebuild(self):
+        "Fresh weights in place and step 0, as a restart needs; optimizers keep their parameters"
+        self.load_state_dict(type(self)(**self.config).state_dict())
     def after_step(self): "Called once after every training step, for running averages"
     def due(self, step:int)->list: # Phases to run at this step
         "Phases of `step`; a model may skip some of them on some steps"

@@ -16,7 +16,7 @@ from .nets.layers import init_orthogonal
 from .nets.redo import *
 from .losses import *
 
-# %% ../nbs/13_model.ipynb #61a99a17
+# %% ../nbs/13_model.ipynb #0324745f
 class ReDO(Decomposer):
     "Unsupervised object segmentation by redrawing (Chen, Artières and Denoyer 2019)"
     phases = ('gen','disc')
@@ -50,21 +50,19 @@ class ReDO(Decomposer):
         cfg = {k:v for k,v in locals().items() if k not in ('self','__class__')}
         self.config = cfg | {k: cfg[k] or nf for k in ('nf_mask','nf_gen','nf_disc','nf_latent')}
         for k,v in self.config.items(): setattr(self, k, v)
-        self.reset()
+        self.build()
 
-# %% ../nbs/13_model.ipynb #77a9af7a
+# %% ../nbs/13_model.ipynb #7d4787e4
 @patch
-def reset(self:ReDO):
-    "Build all networks with fresh weights and set the step to 0"
-    dev = next((p.device for p in self.parameters()), torch.device('cpu'))
+def build(self:ReDO):
+    "Build and initialise all networks"
     self.mask = MaskNet(self.n_regions, self.size, self.nf_mask, self.n_res, self.temperature)
     self.region = nn.ModuleList(RegionGenerator(self.size, self.nz, self.nf_gen, self.attention_gen) for _ in range(self.n_regions))
     self.disc = Discriminator(self.size, self.nf_disc, self.attention_disc)
     self.latent = LatentEncoder(self.n_regions, self.size, self.nz, self.nf_latent) if self.w_z else None
     init_orthogonal(self, self.gain)
     self.mask_ema = copy.deepcopy(self.mask).requires_grad_(False) if self.ema else None
-    self.step,self._fakes = 0,None
-    self.to(dev)
+    self._fakes = None
 
 @patch
 def groups(self:ReDO)->dict: # 'mask', 'regions', 'latent' (where there is one), 'disc'
@@ -96,7 +94,7 @@ def noise(self:ReDO, n:int, step:int, device='cpu')->Tensor: # (n,K,nz)
     "Standard normal latents of a step: a function of (seed, step) alone"
     return torch.randn(n, self.n_regions, self.nz, device=device, generator=step_generator(self.seed, 'z', step, device))
 
-# %% ../nbs/13_model.ipynb #a9d073ee
+# %% ../nbs/13_model.ipynb #81e2e79a
 @patch
 def gen_losses(self:ReDO,
     x:Tensor, # Images to cut and redraw, (B,3,H,W)
@@ -107,7 +105,7 @@ def gen_losses(self:ReDO,
     masks = self.decompose(x).masks
     regions,fakes = self.redraw(x, z, masks)
     if self.reuse_fakes: self._fakes = fakes.detach()
-    res = {'adv': gen_adversarial(self.disc(fakes.flatten(0,1)))}
+    res = {'adv': gen_adversarial(self.disc(fakes.flatten(0,1))), 'smallest': masks.detach().float().mean((0,2,3)).min()}
     self.disc.requires_grad_(True)
     loss = res['adv']
     if self.w_z: res['z'] = conservation(z, self.latent(regions.sum(1))); loss = loss + self.w_z*res['z']
