@@ -7,7 +7,7 @@ Docs: https://redo-segmentation.github.io/redo/data.core.html.md"""
 # %% auto #0
 __all__ = ['SOURCES', 'NAMED_SIZES', 'PICTURES', 'CACHE_VERSION', 'SourceEntry', 'register_source', 'source_names', 'Spec',
            'as_size', 'parse_spec', 'to_rgb', 'read_image', 'read_mask', 'fit_image', 'fit_mask', 'Pictures', 'Source',
-           'get_source', 'cache_dir', 'parallel_map', 'files_key', 'load_cached', 'save_cached', 'decode_files']
+           'get_source', 'parallel_map', 'cache_dir', 'files_key', 'load_cached', 'save_cached', 'decode_files']
 
 # %% ../../nbs/02_data.core.ipynb #f5bb59b6
 import hashlib, json, os, re, time, warnings, zlib
@@ -23,7 +23,7 @@ from safetensors import safe_open, SafetensorError
 from safetensors.torch import save_file
 from ..core import RedoError, atomic_path
 
-# %% ../../nbs/02_data.core.ipynb #e99c7f32
+# %% ../../nbs/02_data.core.ipynb #c32a6630
 SOURCES = {} # Name -> `SourceEntry`; '+' makes mixed sets
 
 @dataclass
@@ -45,7 +45,7 @@ def register_source(
         return f
     return _inner
 
-def source_names()->list: # Names known now; `import redo.all` registers all of them
+def source_names()->list: # Sorted; `from redo.all import *` registers all there are
     "Names of the registered sets"
     return sorted(o for o in SOURCES if o != '+')
 
@@ -81,9 +81,9 @@ def _flag_size(flag):
     m = re.fullmatch(r'\(\s*(\d+)\s*,\s*(\d+)\s*\)', flag)
     return as_size((int(m[1]), int(m[2]))) if m else None
 
-# %% ../../nbs/02_data.core.ipynb #658b7e39
+# %% ../../nbs/02_data.core.ipynb #4ed0a2f2
 def _is_dir(path): return bool(path) and os.path.isdir(os.path.expanduser(path))
-def _allowed(name, flag): return any(re.fullmatch(o, flag) for o in SOURCES[name].flags)
+def _allowed(name, flag): return name in SOURCES and any(re.fullmatch(o, flag) for o in SOURCES[name].flags)
 
 def _peel(path):
     "Split flags off the end of a folder's path, as long as there is no folder of that name"
@@ -97,33 +97,39 @@ def _peel(path):
 def _split_folder(text):
     "What stands before a folder's path, the path (None where no folder is meant) and its flags"
     if m := re.match(r'(?i)((?:[^:+]*(?::\w+)?\+)*)folder:(.+)', text): return m[1].rstrip('+'), *_peel(m[2])
-    if text.lower() not in SOURCES and _is_dir((p := _peel(text))[0]) and p[0].lower() not in SOURCES: return '', *p
+    path,flags = _peel(text)
+    if _is_dir(path) and not {text.lower(),path.lower()} & set(SOURCES): return '', path, flags
     return text,None,[]
 
-# %% ../../nbs/02_data.core.ipynb #d46ea7ab
+# %% ../../nbs/02_data.core.ipynb #189812b3
 def _check_name(part, text):
+    "Spec of one name[:variant]"
     name,_,variant = part.partition(':')
     name = name.lower()
     if name not in SOURCES or name == '+':
-        if '/' in text or os.sep in text: raise RedoError(f"there is no folder {text}: check the path (sets known by name: {', '.join(source_names())})")
-        raise RedoError(f"unknown set '{part}' in '{text}': known are {', '.join(source_names())}, folder:PATH and the path of a folder")
+        known = ', '.join(source_names())
+        if '/' in text or os.sep in text: raise RedoError(f'there is no folder {text}: check the path (sets known by name: {known})')
+        raise RedoError(f"unknown set '{part}' in '{text}': known are {known}, folder:PATH and the path of a folder")
     known = SOURCES[name].variants
     if variant and known is not None and variant not in known:
         raise RedoError(f"unknown variant '{variant}' of {name} in '{text}': {'known are ' + ', '.join(known) if known else 'it has none'}")
     if name == 'folder' and not variant: raise RedoError(f"'{text}' names no folder: write folder:PATH")
     return Spec(name, variant or None)
 
+# %% ../../nbs/02_data.core.ipynb #cd3b4a05
 def _check_flags(flags, parts, text):
-    sizes,words = [],set()
+    "Sorted words that all parts allow, and the size"
+    sizes,words = set(),set()
     for flag in flags:
-        if (s := _flag_size(flag)): sizes.append(s)
+        if (s := _flag_size(flag)): sizes.add(s)
         elif all(_allowed(p.name, flag) for p in parts): words.add(flag)
         else:
-            known = sorted({o for p in parts for o in SOURCES[p.name].flags})
+            known = sorted({o for p in parts if p.name in SOURCES for o in SOURCES[p.name].flags})
             raise RedoError(f"unknown flag '{flag}' in '{text}': known are {', '.join(['(h,w)', *NAMED_SIZES, *known])}")
-    if len(set(sizes)) > 1: raise RedoError(f"'{text}' gives two sizes: keep one")
-    return tuple(sorted(words)), sizes[0] if sizes else None
+    if len(sizes) > 1: raise RedoError(f"'{text}' gives two sizes: keep one")
+    return tuple(sorted(words)), next(iter(sizes), None)
 
+# %% ../../nbs/02_data.core.ipynb #de362bb6
 def parse_spec(
     text # Spec as text, path of a folder, or a `Spec`
 )->Spec:
@@ -132,21 +138,21 @@ def parse_spec(
     text = str(text).strip()
     base,path,flags = _split_folder(text)
     if path is None: base,*flags = re.split(r'-(?![^()]*\))', base)
-    bases = [] if not base and path else [base] if base.lower() in SOURCES else base.split('+')
+    bases = [] if path and not base else [base] if base.lower() in SOURCES else base.split('+')
     parts = [_check_name(o, text) for o in bases]
-    if path is not None: parts.append(Spec('folder', path))
+    if path: parts.append(Spec('folder', path))
     flags,size = _check_flags([o.lower() for o in flags], parts, text)
     if len(parts) == 1: return Spec(parts[0].name, parts[0].variant, flags, size)
     return Spec('+'.join(p.name for p in parts), None, flags, size, tuple(parts))
 
-# %% ../../nbs/02_data.core.ipynb #bb347a50
+# %% ../../nbs/02_data.core.ipynb #90efd3dc
 PICTURES = tuple('.jpg .jpeg .png .bmp .gif .tif .tiff .webp .ppm .pgm .pnm .jp2 .avif'.split())
 
 def _to_8bit(a):
     "Scale 16-bit, 32-bit or float grey values to 0..255"
     top = a.max(initial=0)
     full = 65535 if a.dtype.kind in 'iu' else 1 if top <= 1 else 255
-    return (a.astype(np.float32)*(255/max(full, top))).clip(0, 255).round().astype(np.uint8)
+    return np.nan_to_num(a.astype(np.float32)*(255/max(full, top))).clip(0, 255).round().astype(np.uint8)
 
 def to_rgb(
     img:Image.Image # Picture of any mode
@@ -158,13 +164,13 @@ def to_rgb(
         img = Image.alpha_composite(Image.new('RGBA', img.size, 'white'), img)
     return img if img.mode == 'RGB' else img.convert('RGB')
 
-# %% ../../nbs/02_data.core.ipynb #28776bff
+# %% ../../nbs/02_data.core.ipynb #932f1afd
 def _why(path, e):
     "One clause about why `path` could not be read"
-    path = Path(path)
-    if not path.exists(): return 'there is no such file'
-    if path.is_dir(): return 'it is a folder'
-    if path.stat().st_size == 0: return 'it is empty'
+    if isinstance(path, (str,os.PathLike)):
+        if not os.path.exists(path): return 'there is no such file'
+        if os.path.isdir(path): return 'it is a folder'
+        if os.path.getsize(path) == 0: return 'it is empty'
     if isinstance(e, Image.DecompressionBombError): return f'it has more than {2*Image.MAX_IMAGE_PIXELS//10**6} million pixels'
     if isinstance(e, UnidentifiedImageError): return 'it is not a picture that Pillow knows'
     return str(e).splitlines()[0] if str(e) else type(e).__name__
@@ -176,6 +182,7 @@ def _open(path, use):
     except RedoError: raise
     except Exception as e: raise RedoError(f'cannot read {path}: {_why(path, e)}; replace or remove it') from e
 
+# %% ../../nbs/02_data.core.ipynb #2cff3f43
 def read_image(
     path:Path, # Picture file
     near=None, # Size that is needed: a much larger JPEG may then be decoded at a fraction of its size, never below twice this
@@ -207,7 +214,7 @@ def read_mask(
     "Read a mask as numbers"
     return _open(path, lambda img: _labels(ImageOps.exif_transpose(img) if exif else img))
 
-# %% ../../nbs/02_data.core.ipynb #56088b20
+# %% ../../nbs/02_data.core.ipynb #dd1c787a
 def fit_image(
     img:Image.Image, # Picture of any size
     size, # Side of a square, or (h,w)
@@ -223,14 +230,15 @@ def fit_image(
     sx,sy = W/nw,H/nh
     return img.resize((w,h), how, box=(left*sx, top*sy, min(W, (left+w)*sx), min(H, (top+h)*sy)))
 
+# %% ../../nbs/02_data.core.ipynb #3676c8d6
 def fit_mask(
     mask:np.ndarray, # (H,W) uint8 labels
     size # Side of a square, or (h,w)
 )->np.ndarray: # (h,w) uint8
-    "Fit a label map into the frame as `fit_image` does its picture; labels are never mixed"
+    "Fit a label map into the frame as `fit_image` does its picture"
     return np.array(fit_image(Image.fromarray(mask), size, 'nearest'))
 
-# %% ../../nbs/02_data.core.ipynb #dbfc7e3f
+# %% ../../nbs/02_data.core.ipynb #70e009a0
 @dataclass
 class Pictures:
     "A split of a data set in memory"
@@ -243,10 +251,11 @@ class Pictures:
         self.names = [str(i) for i in range(len(im))] if self.names is None else list(self.names)
         ok = im.dtype == torch.uint8 and im.ndim == 4 and im.shape[1] == 3 and len(self.names) == len(im)
         if not ok or t is not None and (t.dtype != torch.uint8 or t.shape != im[:,0].shape):
-            raise RedoError(f'Pictures takes (N,3,H,W) and (N,H,W) uint8 tensors and N names, not {tuple(im.shape)} {im.dtype} and '
-                            f'{t is not None and tuple(t.shape)} and {len(self.names)} names')
+            got = [f'{tuple(o.shape)} {o.dtype}' for o in (im,t) if o is not None]
+            raise RedoError(f"Pictures takes uint8 tensors (N,3,H,W) and (N,H,W) and N names, not {', '.join(got)} and {len(self.names)} names")
     def __len__(self): return len(self.images)
 
+# %% ../../nbs/02_data.core.ipynb #0158d11b
 class Source:
     "A data set: its splits, what its truth means, and how to get its pictures. Subclass and define `pictures`"
     name = None # Short name, for messages and results
@@ -268,6 +277,7 @@ class Source:
         "A `RedoError` where there is no such split"
         if split not in self.splits: raise RedoError(f"{self.name} has no split '{split}': it has {', '.join(self.splits)}")
 
+# %% ../../nbs/02_data.core.ipynb #cce7a548
 def get_source(
     spec, # Spec, its text, or the path of a folder
     root:Path=None, # Folder that holds the data sets
@@ -276,34 +286,43 @@ def get_source(
     "The source that a spec names"
     spec = parse_spec(spec)
     entry = SOURCES.get(spec.name) or SOURCES.get('+' if spec.parts else None)
-    if entry is None: raise RedoError(f"'{spec}' mixes sets, which nothing here can do: name one set")
+    if entry is None: raise RedoError(f"nothing that was imported makes '{spec}': `from redo.all import *` brings all sets")
     res = entry(spec, Path(root).expanduser() if root else None, seed)
     res.name = res.name or str(spec)
     return res
 
-# %% ../../nbs/02_data.core.ipynb #062d3964
+# %% ../../nbs/02_data.core.ipynb #e22ec4f9
+def _with_bar(it, n, comment, wait=1.):
+    "Pass on the `n` things of `it`; what takes longer than `wait` seconds gets a progress bar"
+    start,bar = time.time(),None
+    for i,o in enumerate(it):
+        yield o
+        if not bar and time.time()-start > wait:
+            bar = progress_bar(range(n), leave=False)
+            bar.comment = comment
+            bar.update(0)
+        if bar: bar.update(i+1)
+
+def parallel_map(
+    f:callable, # Function of one item
+    items:list, # What to apply it to
+    progress:bool=False, # Show a progress bar if it takes longer than a second?
+    comment:str='' # Text beside the bar
+)->list: # Results in order
+    "`f` over `items` in threads (decoding and hashing release Python's lock)"
+    if not items: return []
+    ex = ThreadPoolExecutor(min(16, os.cpu_count() or 1))
+    try:
+        res = ex.map(f, items)
+        return list(_with_bar(res, len(items), comment) if progress else res)
+    finally: ex.shutdown(cancel_futures=True)
+
+# %% ../../nbs/02_data.core.ipynb #87e0a46f
 CACHE_VERSION = 1 # Raise it when the same files would give other pixels
 
 def cache_dir()->Path: # `REDO_CACHE`, default ~/.cache/redo
     "Folder of decoded pictures; it may be deleted at any time"
     return Path(os.environ.get('REDO_CACHE') or os.path.join('~', '.cache', 'redo')).expanduser()
-
-def parallel_map(
-    f:callable, # Function of one item
-    items:list, # What to apply it to
-    progress:bool=False, # Show a progress bar?
-    comment:str='' # Text beside the bar
-)->list: # Results in order
-    "`f` over `items` in threads"
-    if not items: return []
-    ex = ThreadPoolExecutor(min(16, os.cpu_count() or 1))
-    try:
-        res = ex.map(f, items)
-        if progress:
-            res = progress_bar(res, total=len(items), leave=False)
-            res.comment = comment
-        return list(res)
-    finally: ex.shutdown(cancel_futures=True)
 
 def _digest(path):
     if path is None: return None
@@ -319,7 +338,7 @@ def files_key(
     digests = parallel_map(_digest, files, progress, 'looking for changes')
     return hashlib.blake2b(repr((CACHE_VERSION, options, digests)).encode(), digest_size=20).hexdigest()
 
-# %% ../../nbs/02_data.core.ipynb #b84f1efd
+# %% ../../nbs/02_data.core.ipynb #4861cd88
 def _crc(tensors, notes):
     res = zlib.crc32(notes.encode())
     for k in sorted(tensors): res = zlib.crc32(tensors[k].numpy().reshape(-1), zlib.crc32(f'{k}{tuple(tensors[k].shape)}'.encode(), res))
@@ -338,27 +357,22 @@ def load_cached(
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as e:
         warnings.warn(f'cache file {path} is damaged ({e}): made anew')
 
+# %% ../../nbs/02_data.core.ipynb #1307c43b
 def save_cached(
     key:str, # From `files_key`
     tensors:dict, # Name -> uint8 tensor
-    notes # Anything that JSON holds
+    notes=None # Anything that JSON holds
 ):
     "Write a cache file whole or not at all; where that fails, warn and go on"
     path = cache_dir()/f'{key}.safetensors'
     try:
-        for old in path.parent.glob(f'.{key}-*'):
+        for old in path.parent.glob(f'.{key}-*'): # left behind by a killed run
             if time.time() - old.stat().st_mtime > 3600: old.unlink()
         notes = json.dumps(notes)
         with atomic_path(path) as p: save_file(tensors, p, metadata=dict(crc=_crc(tensors, notes), notes=notes))
     except (RedoError, OSError, SafetensorError) as e: warnings.warn(f'going on without a cache in {path.parent}: {e}')
 
-# %% ../../nbs/02_data.core.ipynb #f4cd06ee
-def _rule_name(f):
-    "What names a function in a cache key; None where nothing does"
-    if isinstance(f, partial): return (n := _rule_name(f.func)) and f'{n}{f.args}{sorted(f.keywords.items())}'
-    name = f'{getattr(f, "__module__", "")}.{getattr(f, "__qualname__", "<")}'
-    return None if '<' in name or '__main__' in name else name
-
+# %% ../../nbs/02_data.core.ipynb #b8c04c89
 def _decode(item, images, truth, resize, truth_of, exif):
     "Decode one picture (3,h,w) and its truth (h,w) into their places; gives the `RedoError` where that fails"
     (path,mask),size = item,images.shape[-2:]
@@ -366,19 +380,39 @@ def _decode(item, images, truth, resize, truth_of, exif):
         img = read_image(path, size if mask is None and resize != 'nearest' else None, exif)
         if mask is not None:
             lab = truth_of(mask)
-            if lab.shape[::-1] != img.size:
-                raise RedoError(f'mask {mask} is {lab.shape[1]}x{lab.shape[0]} pixels but its picture {path} is {img.size[0]}x{img.size[1]}: make them equal')
+            (h,w),(W,H) = lab.shape,img.size
+            if (h,w) != (H,W): raise RedoError(f'mask {mask} is {w}x{h} pixels but its picture {path} is {W}x{H}: make them equal')
             truth[:] = fit_mask(lab, size)
     except RedoError as e: return e
     images[:] = np.asarray(fit_image(img, size, resize)).transpose(2,0,1)
 
+def _decode_all(items, names, size, resize, truth_of, exif, progress):
+    "(tensors, notes) of all items that can be read"
+    images,truth = np.empty((len(items),3,*size), np.uint8),np.full((len(items),*size), 255, np.uint8)
+    def one(i): return _decode(items[i], images[i], truth[i], resize, truth_of, exif)
+    res = parallel_map(one, range(len(items)), progress, 'decoding pictures')
+    good = [i for i,o in enumerate(res) if o is None]
+    if len(good) < len(res): images,truth = images[good],truth[good]
+    tensors = dict(images=torch.from_numpy(images))
+    if any(m is not None for _,m in items): tensors['truth'] = torch.from_numpy(truth)
+    return tensors, dict(names=[names[i] for i in good], bad=[str(o) for o in res if o is not None])
+
+# %% ../../nbs/02_data.core.ipynb #2c8db39f
 def _report_bad(bad, n, skip):
+    "Raise for bad files, or only warn if told to `skip` them and some good ones remain"
     if not bad: return
     head = '; '.join(bad[:5]) + (f'; and {len(bad)-5} more' if len(bad) > 5 else '')
-    if not skip or len(bad) == n: raise RedoError(f'{head} ({len(bad)} of {n} files; skip_bad=True leaves them out)' if len(bad) < n else f'{head} (none of {n} files is of use)')
+    if len(bad) == n: raise RedoError(f'{head} (none of {n} files can be used)')
+    if not skip: raise RedoError(f'{head} ({len(bad)} of {n} files; skip_bad=True leaves them out)')
     warnings.warn(f'left out {len(bad)} of {n} pictures: {head}')
 
-# %% ../../nbs/02_data.core.ipynb #c3d30e41
+def _rule_name(f):
+    "What names a function in a cache key; None where nothing does (lambdas, local functions, scripts)"
+    if isinstance(f, partial): return (n := _rule_name(f.func)) and f'{n}{f.args}{sorted(f.keywords.items())}'
+    name = f'{getattr(f, "__module__", "")}.{getattr(f, "__qualname__", "<")}'
+    return None if '<' in name or '__main__' in name else name
+
+# %% ../../nbs/02_data.core.ipynb #a59ae6a4
 def decode_files(
     items:list, # Picture files, or pairs (picture file, mask file or None)
     size, # Side of a square, or (h,w)
@@ -396,20 +430,8 @@ def decode_files(
     rule = _rule_name(truth_of) if any(m is not None for _,m in items) else 'no masks'
     key = rule and files_key([o for it in items for o in it], 'pictures', size, resize, rule, names, exif, progress=progress)
     got = key and load_cached(key)
-    if not got:
-        got = _decode_all(items, names, size, resize, truth_of, exif, progress)
-        _report_bad(got[1]['bad'], len(items), skip_bad)
-        if key: save_cached(key, *got)
-    else: _report_bad(got[1]['bad'], len(items), skip_bad)
+    new = not got
+    if new: got = _decode_all(items, names, size, resize, truth_of, exif, progress)
+    _report_bad(got[1]['bad'], len(items), skip_bad)
+    if new and key: save_cached(key, *got)
     return Pictures(got[0]['images'], got[0].get('truth'), got[1]['names'])
-
-def _decode_all(items, names, size, resize, truth_of, exif, progress):
-    "(tensors, notes) of all items that can be read"
-    images,truth = np.empty((len(items),3,*size), np.uint8),np.full((len(items),*size), 255, np.uint8)
-    def one(i): return _decode(items[i], images[i], truth[i], resize, truth_of, exif)
-    res = parallel_map(one, range(len(items)), progress, 'decoding pictures')
-    good = [i for i,o in enumerate(res) if o is None]
-    if len(good) < len(res): images,truth = images[good],truth[good]
-    tensors = dict(images=torch.from_numpy(images))
-    if any(m is not None for _,m in items): tensors['truth'] = torch.from_numpy(truth)
-    return tensors, dict(names=[names[i] for i in good], bad=[str(o) for o in res if o is not None])

@@ -8,15 +8,16 @@ Docs: https://redo-segmentation.github.io/redo/data.folders.html.md"""
 __all__ = ['SPLIT_NAMES', 'picture_files', 'hash_splits', 'read_splits', 'mask_values', 'is_classes', 'folder_truth',
            'FolderSource', 'folder_source', 'flowers17_source']
 
-# %% ../../nbs/02a_data.folders.ipynb #aa67059a
+# %% ../../nbs/02a_data.folders.ipynb #72cb596c
 import contextlib, hashlib, io, json, os, warnings
 from functools import cached_property, partial
 from pathlib import Path
 import numpy as np, torch
+from fastcore.basics import patch
 from ..core import RedoError, shared_path
-from .core import (PICTURES, Pictures, Source, register_source, read_mask, decode_files, files_key, load_cached, save_cached, parallel_map)
+from .core import PICTURES, Pictures, Source, decode_files, files_key, load_cached, parallel_map, read_mask, register_source, save_cached
 
-# %% ../../nbs/02a_data.folders.ipynb #b2d3399d
+# %% ../../nbs/02a_data.folders.ipynb #6edd4277
 def picture_files(
     path:Path # Folder
 )->list: # Sorted paths
@@ -27,11 +28,9 @@ def picture_files(
         dirs[:] = [] if real in seen else [d for d in dirs if d[0] != '.']
         if real not in seen: res += [Path(root)/f for f in files if f[0] != '.' and Path(f).suffix.lower() in PICTURES]
         seen.add(real)
-    return sorted(res)
+    return sorted(res, key=lambda o: o.as_posix())
 
-# %% ../../nbs/02a_data.folders.ipynb #682eefee
-SPLIT_NAMES = dict(train='train', val='valid', valid='valid', validation='valid', test='test')
-
+# %% ../../nbs/02a_data.folders.ipynb #3afc8dd1
 def hash_splits(
     names:list, # Names of all pictures
     masked:list=() # Names of those that have a mask
@@ -44,15 +43,19 @@ def hash_splits(
     held = {o for v in res.values() for o in v}
     return dict(train=[o for o in names if o not in held], **{s: sorted(o) for s,o in res.items() if o})
 
+# %% ../../nbs/02a_data.folders.ipynb #56841676
+SPLIT_NAMES = dict(train='train', val='valid', valid='valid', validation='valid', test='test')
+
 def read_splits(
     path:Path, # JSON file
     splits:dict=None # What it holds, where it was read already
 )->dict: # {'train': names, ...} in the order train, valid, test
     "Read and check a `splits.json`"
+    form = '{"train": [names], "val": [names], "test": [names]}'
     try: splits = json.loads(Path(path).read_text(encoding='utf-8')) if splits is None else splits
-    except (OSError, ValueError) as e: raise RedoError(f'cannot read {path}: {e}; it should hold {{"train": [names], "val": [names], "test": [names]}}') from e
+    except (OSError, ValueError) as e: raise RedoError(f'cannot read {path}: {e}; it should hold {form}') from e
     if not isinstance(splits, dict) or not all(isinstance(v, list) and all(isinstance(o, str) for o in v) for v in splits.values()):
-        raise RedoError(f'{path} should hold {{"train": [names], "val": [names], "test": [names]}}')
+        raise RedoError(f'{path} should hold {form}')
     bad = [k for k in splits if k not in SPLIT_NAMES]
     if bad: raise RedoError(f"{path} has an unknown split '{bad[0]}': known are {', '.join(SPLIT_NAMES)}")
     res = {}
@@ -61,7 +64,7 @@ def read_splits(
     if not res.get('train'): raise RedoError(f'{path} names no picture for training')
     return res
 
-# %% ../../nbs/02a_data.folders.ipynb #4e26970a
+# %% ../../nbs/02a_data.folders.ipynb #2f2d970d
 def mask_values(
     paths:list, # Mask files
     progress:bool=False # Show a progress bar?
@@ -78,6 +81,7 @@ def mask_values(
         save_cached(key, *got)
     return got[0]['there'].nonzero()[:,0].tolist()
 
+# %% ../../nbs/02a_data.folders.ipynb #25a88d8e
 def is_classes(
     values:list # From `mask_values`
 )->bool:
@@ -92,7 +96,7 @@ def folder_truth(
     a = read_mask(path)
     return a if classes else np.where(a == 128, 255, a > 128).astype(np.uint8)
 
-# %% ../../nbs/02a_data.folders.ipynb #b7e36cdd
+# %% ../../nbs/02a_data.folders.ipynb #d914ded7
 class FolderSource(Source):
     "Pictures in a folder, with masks and splits where it has them"
     def __init__(self,
@@ -100,66 +104,71 @@ class FolderSource(Source):
         splits:dict=None, # In place of its `splits.json`
         name:str=None # Name for messages and results
     ):
-        self.path = Path(path).expanduser()
-        self.name = name or f'folder:{path}'
+        self.path,self.name = Path(path).expanduser(),name or f'folder:{path}'
         if not self.path.is_dir(): raise RedoError(f'there is no folder {self.path}: check the path')
-        self.base,self.mask_base = self.path/'images',self.path/'masks'
+        self.base,mask_base = self.path/'images',self.path/'masks'
         if not self.base.is_dir(): self.base = self.path
-        self.files,self.masks = self._find(),self._named(picture_files(self.mask_base), self.mask_base)
+        self.files = self._named([f for f in picture_files(self.base) if mask_base not in f.parents], self.base)
+        if not self.files: raise RedoError(f"{self.base} holds no pictures ({' '.join(PICTURES)}): check the path")
+        self.masks = self._named(picture_files(mask_base), mask_base)
         lost = sorted(set(self.masks)-set(self.files))
-        if lost: raise RedoError(f'mask {self.masks[lost[0]]} has no picture {lost[0]}.* in {self.base} ({len(lost)} such masks): add the picture or remove the mask')
+        if lost: raise RedoError(f'mask {self.masks[lost[0]]} has no picture {lost[0]}.* in {self.base} ({len(lost)} such masks): add it, or remove the mask')
         self.names = self._splits(splits)
         self.splits = tuple(self.names)
         self.scored = [self.masks[o] for s,v in self.names.items() if s != 'train' for o in v if o in self.masks]
 
-    def _find(self):
-        files = [f for f in picture_files(self.base) if self.mask_base not in f.parents]
-        if not files: raise RedoError(f"{self.base} holds no pictures ({' '.join(PICTURES)}): check the path")
-        return self._named(files, self.base)
     def _named(self, files, base):
+        "Files by their names below `base`, without ending where that is unique"
         res = {}
         for f in files:
             name = f.relative_to(base).with_suffix('').as_posix()
             res[f.relative_to(base).as_posix() if name in res else name] = f
         return res
-    def _splits(self, splits):
-        file = self.path/'splits.json'
-        if splits is None and not file.exists(): return hash_splits(list(self.files), list(self.masks))
-        res,seen = read_splits(file, splits),{}
-        for split,names in res.items():
-            for i,name in enumerate(names):
-                names[i] = name = name if name in self.files else os.path.splitext(name)[0]
-                if name not in self.files: raise RedoError(f"{file} names '{name}' in '{split}', but there is no such picture in {self.base}: remove the name or add the picture")
-                if name in seen: raise RedoError(f"{file} names '{name}' in '{seen[name]}' and again in '{split}': a picture belongs to one split, once")
-                seen[name] = split
-        return res
 
     @cached_property
-    def values(self):
-        "Values in the masks of validation and test"
-        return mask_values(self.scored, self.progress)
+    def values(self): return mask_values(self.scored, self.progress)
     @property
-    def classes(self):
-        "Do the masks hold class indices?"
-        return is_classes(self.values)
+    def classes(self): return is_classes(self.values)
     @property
     def n_classes(self):
         "Classes of the truth; None where no picture of validation and test has a mask"
         if self.scored: return 1 + max(o for o in self.values if o < 255) if self.classes else 2
 
-    def pictures(self, split, size, resize='antialias'):
-        "All pictures of a split, with truth for validation and test where there are masks"
-        self.check_split(split)
-        names = self.names[split]
-        masks = [None if split == 'train' else self.masks.get(o) for o in names]
-        lack = [n for n,m in zip(names, masks) if m is None]
-        truth_of = folder_truth
-        if len(lack) < len(names):
-            truth_of = partial(folder_truth, classes=self.classes)
-            if lack: warnings.warn(f"{len(lack)} of {len(names)} pictures of '{split}' in {self.path} have no mask ({', '.join(lack[:3])}): they do not count in scores")
-        return decode_files(list(zip([self.files[o] for o in names], masks)), size, resize, truth_of, names, skip_bad=self.skip_bad, progress=self.progress)
+# %% ../../nbs/02a_data.folders.ipynb #65bcc8bc
+@patch
+def _splits(self:FolderSource, splits):
+    "Names of the pictures of every split, all of them there and each in one place"
+    file = self.path/'splits.json'
+    if splits is None and not file.exists(): return hash_splits(list(self.files), list(self.masks))
+    res,seen = read_splits(file, splits),{}
+    for split,names in res.items():
+        for i,name in enumerate(names):
+            names[i] = name = name if name in self.files else os.path.splitext(name)[0]
+            if name not in self.files: raise RedoError(f"{file} names '{name}' in '{split}', but {self.base} has no such picture: add it, or remove the name")
+            if name in seen: raise RedoError(f"{file} names '{name}' in '{seen[name]}' and again in '{split}': keep it once")
+            seen[name] = split
+    return res
 
-# %% ../../nbs/02a_data.folders.ipynb #8bb0ceaa
+# %% ../../nbs/02a_data.folders.ipynb #51cbaf29
+@patch
+def pictures(self:FolderSource,
+    split:str, # One of `splits`
+    size, # Side of a square, or (h,w)
+    resize:str='antialias' # 'antialias', or 'nearest' as the reference
+)->Pictures: # With truth for validation and test where there are masks
+    "All pictures of a split"
+    self.check_split(split)
+    names = self.names[split]
+    masks = [None if split == 'train' else self.masks.get(o) for o in names]
+    lack = [n for n,m in zip(names, masks) if m is None]
+    scored = len(lack) < len(names)
+    if scored and lack:
+        warnings.warn(f"{len(lack)} of {len(names)} pictures of '{split}' in {self.path} have no mask ({', '.join(lack[:3])}): they do not count in scores")
+    rule = partial(folder_truth, classes=self.classes) if scored else folder_truth
+    items = [(self.files[o],m) for o,m in zip(names, masks)]
+    return decode_files(items, size, resize, rule, names, skip_bad=self.skip_bad, progress=self.progress)
+
+# %% ../../nbs/02a_data.folders.ipynb #79dcc988
 @register_source('folder', variants=None)
 def folder_source(spec, root=None, seed=0):
     "Source of `folder:PATH`; a relative path is looked for below `root` first"
@@ -172,4 +181,5 @@ def flowers17_source(spec, root=None, seed=0):
     with contextlib.redirect_stdout(io.StringIO()): shared = shared_path('data', 'flowers17')
     for path in ([root/'flowers17', root] if root else [shared] if shared else []):
         if (path/'images').is_dir(): return FolderSource(path, name='flowers17')
-    raise RedoError(f"flowers17 is not in {root or 'the shared folder'}: put its images/, masks/ and splits.json into ROOT/flowers17 and give root=ROOT, or set REDO_SHARED")
+    raise RedoError(f"flowers17 is not in {root or 'the shared folder'}: put its images/, masks/ and splits.json into ROOT/flowers17 "
+                    'and give root=ROOT, or set REDO_SHARED')
