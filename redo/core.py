@@ -8,8 +8,8 @@ Docs: https://redo-segmentation.github.io/redo/core.html.md"""
 __all__ = ['RedoError', 'Decomposition', 'Decomposer', 'step_seed', 'step_generator', 'set_seed', 'pick_device', 'atomic_path',
            'shared_path', 'versions']
 
-# %% ../nbs/00_core.ipynb #d1ed2e5b
-import os, random, sys, tempfile, hashlib, platform
+# %% ../nbs/00_core.ipynb #6cb674f7
+import os, random, re, sys, tempfile, hashlib, platform
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version, PackageNotFoundError
@@ -37,13 +37,14 @@ class Decomposition:
         "Share of the image that each region covers"
         return self.masks.flatten(2).mean(-1)
 
-# %% ../nbs/00_core.ipynb #e9f7f1f7
+# %% ../nbs/00_core.ipynb #cd2ebd45
 class Decomposer(nn.Module):
     "A model that cuts images into regions: all that trainer, evaluator, commands and pictures rely on"
     phases = ('all',) # Phases of one training step, in order
     trains = {} # Phase -> names of the groups it updates; all of them where a phase is not listed
     phase,step,amp = 'all',0,None # Current phase, finished steps, autocast dtype (None: as the weights are)
     config = {} # Arguments that build the same model again
+    notes = {} # Plain values kept with the weights, such as which class each region is
 
     def groups(self)->dict: # Name -> list of parameters, one optimizer group each
         "Parameters by network"
@@ -104,7 +105,7 @@ def pick_device(
     try: return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as e: raise RedoError(f"device '{device}' is not available here ({str(e).splitlines()[0]}): use 'cpu' or 'auto'") from None
 
-# %% ../nbs/00_core.ipynb #a59dfbb3
+# %% ../nbs/00_core.ipynb #5bfe8246
 @contextmanager
 def atomic_path(
     path:Path # Final name of the file
@@ -119,7 +120,10 @@ def atomic_path(
         yield Path(tmp)
         os.chmod(tmp, 0o644)
         os.replace(tmp, path)
-    except OSError as e: raise RedoError(f'cannot write {path}: {e.strerror or e}; free some space or choose another folder') from e
+    except Exception as e:
+        if not isinstance(e, OSError) and not re.search('inline_container|PytorchStreamWriter|I/O error', str(e)): raise
+        why = getattr(e, 'strerror', None) or (str(e) if isinstance(e, OSError) else 'the disk is full or the file too large')
+        raise RedoError(f'cannot write {path}: {why}; free some space or choose another folder') from e
     finally:
         if tmp and os.path.exists(tmp): os.unlink(tmp)
 

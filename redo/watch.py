@@ -43,7 +43,7 @@ def overlay(
     "Labels laid over an image"
     return (image.float()*(1-alpha) + color_labels(labels).float()*alpha).round().byte()
 
-# %% ../nbs/16_watch.ipynb #7206d169
+# %% ../nbs/16_watch.ipynb #7ff0f95f
 @torch.no_grad()
 def preview_grid(
     model:Decomposer, # Any decomposer; one with `redraw` also shows redrawn regions
@@ -56,10 +56,10 @@ def preview_grid(
     "Input, truth, hard mask, soft masks and redraws of each region, a row an image"
     was = model.training
     model.eval()
-    x = as_tensor(x)
+    x = x.as_subclass(Tensor)
     masks = model.decompose(x).masks.float()
     labels,(b,k) = masks.argmax(1),masks.shape[:2]
-    cols = [to_uint8(x)] + ([color_labels(as_tensor(truth))] if truth is not None else []) + [color_labels(labels)]
+    cols = [to_uint8(x)] + ([color_labels(truth.as_subclass(Tensor))] if truth is not None else []) + [color_labels(labels)]
     cols += [(m*255).round().byte().cpu()[:,None].expand(-1,3,-1,-1) for m in masks.unbind(1)[1:]]
     if hasattr(model, 'redraw'):
         z = torch.randn(n_z, b, k, model.nz, generator=torch.Generator().manual_seed(seed)).to(x.device)
@@ -70,7 +70,7 @@ def preview_grid(
     grid = grid.permute(1,3,0,4,2).flatten(0,1).flatten(1,2)
     return Image.fromarray(grid.numpy()).resize((grid.shape[1]*scale, grid.shape[0]*scale), Image.NEAREST)
 
-# %% ../nbs/16_watch.ipynb #bc704075
+# %% ../nbs/16_watch.ipynb #8822afc5
 class PreviewCallback(Callback):
     "Draw `preview_grid` of some validation pictures after every validation"
     order,run_valid = 70,False
@@ -84,7 +84,7 @@ class PreviewCallback(Callback):
         self.run = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
         if self.run and not hasattr(self, 'batch'):
             x,*y = self.dls.valid.one_batch()
-            self.batch = [as_tensor(o[:self.n]).cpu() for o in (x,*y)]
+            self.batch = [o[:self.n].as_subclass(Tensor).cpu() for o in (x,*y)]
     def after_epoch(self):
         net = get_model(self.model)
         self.image = preview_grid(net, self.batch[0].to(next(net.parameters()).device), *self.batch[1:2], n_z=self.n_z)

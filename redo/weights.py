@@ -109,7 +109,7 @@ def load_published(
     if model.lacks: print(f"{Path(path).name} holds {', '.join(published_names[k][0] for k in nets)}; untrained: {', '.join(model.lacks)}")
     return model
 
-# %% ../nbs/14_weights.ipynb #e332e4f5
+# %% ../nbs/14_weights.ipynb #d01d87dc
 @patch
 def save_pretrained(self:ReDO,
     folder:Path # Written if need be
@@ -118,10 +118,10 @@ def save_pretrained(self:ReDO,
     folder = Path(folder)
     state = {k: v.contiguous() for k,v in self.state_dict().items() if isinstance(v, Tensor)}
     with atomic_path(folder/'model.safetensors') as p: save_file(state, p, metadata={'format': 'pt'})
-    with atomic_path(folder/'config.json') as p: p.write_text(json.dumps(dict(model='ReDO', step=self.step, config=self.config, versions=versions()), indent=1))
+    with atomic_path(folder/'config.json') as p: p.write_text(json.dumps(dict(model='ReDO', step=self.step, config=self.config, notes=self.notes, versions=versions()), indent=1))
     return folder
 
-# %% ../nbs/14_weights.ipynb #ced082e7
+# %% ../nbs/14_weights.ipynb #a55b315b
 def _hub_folder(
     name:str, # 'user/repository'
     **kwargs # Passed to `snapshot_download`, e.g. `revision`, `token`
@@ -145,5 +145,5 @@ def from_pretrained(cls:ReDO,
         cfg = json.loads((folder/'config.json').read_text())
         model,state = cls(**cfg['config']),load_file(folder/'model.safetensors')
     except (ValueError, KeyError, TypeError, SafetensorError) as e: raise RedoError(f'{folder} is damaged ({type(e).__name__}): save or fetch it again') from None
-    model.step = cfg.get('step', 0)
+    model.step,model.notes = cfg.get('step', 0),cfg.get('notes', {})
     return model.load_networks(state, str(folder)).eval()

@@ -95,14 +95,14 @@ def _compose(
         imgs[s],truths[s] = (img.clamp_(0,1)*255).round_().byte(),truth
     return imgs,truths
 
-# %% ../../nbs/03_data.toy.ipynb #6d139bda
+# %% ../../nbs/03_data.toy.ipynb #d86ebee6
 def make_digits(
     n:int, # Number of pictures
     size:int=32, # Side of the pictures
     seed:int=0, # Seed of the set
     split:str='train', # Which digits to use
     three:bool=False, # An even and an odd digit, instead of one digit of any kind
-    side:float=None, # Side of a digit's box as a share of the picture; None: .8, with two digits .6
+    side:float=None, # Side of a digit's box as a share of the picture; None: .9, with two digits .6
     progress:bool=True # Show a progress bar where it takes long?
 )->tuple: # Pictures (n,3,size,size) uint8 and truth (n,size,size) uint8: 0 background, 1 digit (with `three` the even one), 2 odd digit
     "Coloured digits on textured backgrounds"
@@ -111,7 +111,7 @@ def make_digits(
     d,k = len(pools),len(pools)+1
     rows = np.random.default_rng(step_seed(seed, f'digits{k}/{split}', 0)).random((n, 1+2*d+3*k+48*k), dtype=np.float32)
     coin,pos,color,noise = np.split(rows, np.cumsum([1,2*d,3*k]), 1)
-    side = round(size*(side or (.6 if three else .8)))
+    side = round(size*(side or (.6 if three else .9)))
     lo,hi = DIGIT_COLORS[:k,0],DIGIT_COLORS[:k,1]
     color = (lo + (hi-lo)*color.reshape(n,k,3)).astype(np.float32)
     noise = (noise.reshape(n,k,3,4,4)*2-1)*DIGIT_TEXTURE[:k,None,None,None]
