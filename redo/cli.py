@@ -14,7 +14,7 @@ from functools import wraps
 from pathlib import Path
 from fastcore.script import anno_parser
 
-# %% ../nbs/43_cli.ipynb #15687bf6
+# %% ../nbs/43_cli.ipynb #7eb6cc85
 class Stopped(KeyboardInterrupt): "Ctrl-C, with a line about how to go on"
 
 class _Help(argparse.RawDescriptionHelpFormatter):
@@ -27,6 +27,8 @@ def command_parser(
     prog = func.__name__.replace('_', '-')
     p = anno_parser(func, prog=prog, pos=func.pos)
     p.formatter_class,p.epilog = _Help,'examples:\n' + '\n'.join(f'  {o}' for o in func.examples)
+    for a in p._actions:
+        if a.nargs == 0: a.help = re.sub(r' \(default: (True|False)\)$', '', a.help)
     def error(msg): p.exit(2, f'{prog}: {msg}; see {prog} --help\n')
     p.error = error
     return p
@@ -59,7 +61,7 @@ def run_command(
     for o in failed: say(o['error'])
     return int(bool(failed))
 
-# %% ../nbs/43_cli.ipynb #fe689d56
+# %% ../nbs/43_cli.ipynb #3c976d90
 def command(
     examples:list, # Lines of examples
     pos:tuple=() # Optional parameters without a flag
@@ -70,12 +72,13 @@ def command(
         @wraps(func)
         def _f(*args, **kwargs):
             g,frame = sys._getframe(1).f_globals,sys._getframe(1)
-            script = frame.f_locals is g and g.get('__name__') == '__main__' and g.get('__file__') and Path(g['__file__']).resolve() == Path(frame.f_code.co_filename).resolve()
+            main,name = frame.f_locals is g and g.get('__name__') == '__main__',frame.f_code.co_filename
+            script = main and (name == '<string>' or Path(name).resolve() == Path(g.get('__file__', '')).resolve()) # python -c, or a file
             return run_command(func) if script and not args and not kwargs else func(*args, **kwargs)
         return _f
     return _inner
 
-# %% ../nbs/43_cli.ipynb #6d6e59fe
+# %% ../nbs/43_cli.ipynb #8d6da6d2
 def parse_changes(
     text:str # 'name=value,name=value'
 )->dict: # Field -> value of its type
@@ -83,12 +86,13 @@ def parse_changes(
     from redo.core import RedoError
     from redo.learner import Recipe
     types,res = {k: v for k,v in inspect.get_annotations(Recipe).items() if k != 'name'},{}
+    takes = {int: 'a whole number', float: 'a number', bool: 'true or false', str: 'text'}
     bools = dict.fromkeys(('1','true','yes','on'), True) | dict.fromkeys(('0','false','no','off'), False)
     for o in filter(None, (text or '').replace(' ', '').split(',')):
         k,eq,v = o.partition('=')
         if k not in types: raise RedoError(f"unknown recipe field '{k}' in '{o}': known are {', '.join(types)}")
         try: res[k] = None if v.lower() == 'none' and getattr(Recipe, k) is None else bools[v.lower()] if types[k] is bool else types[k](v) if eq else {}[v]
-        except (ValueError, KeyError): raise RedoError(f"'{o}' does not fit: {k} takes {dict(int='a whole number', float='a number', bool='true or false').get(types[k].__name__, 'text')}") from None
+        except (ValueError, KeyError): raise RedoError(f"'{o}' does not fit: {k} takes {takes[types[k]]}") from None
     return res
 
 # %% ../nbs/43_cli.ipynb #9dcf3a2d
@@ -113,13 +117,15 @@ def score_table(
     df = pd.DataFrame({k: {n: f'{v[n]:.4f}' if isinstance(v[n], float) else v[n] for n in names if n in v} for k,v in rows.items()})
     return df.fillna('').to_string()
 
-# %% ../nbs/43_cli.ipynb #4d277a31
+# %% ../nbs/43_cli.ipynb #0bb573b3
 def _report(s, out):
     "Say what a run came to"
-    print(f"\n{s['spec']}, {s['size']} px, {s['n_regions']} regions, recipe {s['recipe_name']}, seed {s['seed']}: {s['steps']} steps in {s['seconds']:.0f} s on {s['device']}\n")
+    what = f"{s['spec']}, {s['size']} px, {s['n_regions']} regions, recipe {s['recipe_name']}, seed {s['seed']}"
+    print(f"\n{what}: {s['steps']} steps in {s['seconds']:.0f} s on {s['device']}\n")
     print(score_table({'valid': s, **({'test': s['test']} if 'test' in s else {})}))
     if s.get('assignment'): print(f"\nclass of each region, chosen on valid: {s['assignment']}")
-    print(f'\n{out}: weights/ (the model), summary.json (scores), history.csv, losses.csv, curve.png, masks.png, previews/\nuse it: redo-segment PICTURES --model {out}')
+    print(f'\n{out}: weights/ (the model), summary.json (scores), history.csv, losses.csv, curve.png, masks.png, previews/')
+    print(f'use it: redo-segment PICTURES --model {out}')
 
 @command(['redo-train', 'redo-train flowers17 --size 64 --steps 4000 --out flowers', 'redo-train my_pictures/ --size 128 --set nf=32,w_z=2 --device cuda',
           'redo-train --resume --out flowers'], pos=['spec'])
@@ -138,6 +144,7 @@ def redo_train(
     resume:bool=False, # Go on with the run in --out, with the options that it had
     previews:bool=True, # Draw no previews
     progress:bool=True, # Show no progress
+    skip_bad:bool=False, # Leave unreadable pictures out, with a warning, instead of stopping
     results:str=None # File to append a line with the result to
 ):
     "Learn to cut objects out of pictures, from the pictures alone."
@@ -148,15 +155,17 @@ def redo_train(
     if out is None: out = made = new_folder(spec or 'digits')
     out = Path(out)
     if progress: print(f'writing to {out}' if not resume or (out/'run.json').exists() else f'{out} holds no run yet: starting one')
-    try: s = train_run(spec, out, recipe, size, n_regions, seed, steps, root, device, resume, previews, progress, results=results, **changes)
-    except KeyboardInterrupt: raise Stopped(f'stopped; {last_checkpoint(out)}; go on with: redo-train --resume --out {out}' if (out/'run.json').exists() else 'stopped before the first step; nothing was written') from None
+    try: s = train_run(spec, out, recipe, size, n_regions, seed, steps, root, device, resume, previews, progress, results=results, skip_bad=skip_bad, **changes)
+    except KeyboardInterrupt:
+        if not (out/'run.json').exists(): raise Stopped('stopped before the first step; nothing was written') from None
+        raise Stopped(f'stopped; {last_checkpoint(out)}; go on with: redo-train --resume --out {out}') from None
     finally:
         if made and not any(made.iterdir()): made.rmdir()
     _report(s, out)
     if s['status'] == 'collapsed': raise RedoError(f"the run collapsed at step {s['steps']} and stopped: try another --seed or recipe (all of it is in {out})")
     return s
 
-# %% ../nbs/43_cli.ipynb #16c5da35
+# %% ../nbs/43_cli.ipynb #a081192a
 def _need(paths, model):
     from redo.core import RedoError
     if not paths: raise RedoError('name pictures or folders of them')
@@ -175,7 +184,9 @@ def redo_segment(
     device:str=None, # cpu, cuda, cuda:1, mps (default: the best at hand)
     progress:bool=True # Show no progress
 ):
-    "Cut pictures of any size into regions: NAME.mask.png (0 background, 1 and up objects), NAME.overlay.png, NAME.cutout.png, and regions.json with areas and boxes."
+    """Cut pictures of any size into regions.
+
+    Writes NAME.mask.png (0 background, 1 and up objects), NAME.overlay.png, NAME.cutout.png, and regions.json with areas and boxes."""
     _need(paths, model)
     from redo.core import RedoError
     from redo.segment import RESULT_KINDS, load_model, segment_files

@@ -139,11 +139,13 @@ def shared_path(
     if path.exists(): return path
     print(f"skipped: {'/'.join(map(str, (base,)+parts))} is not here (set REDO_SHARED to the folder that holds it)")
 
-# %% ../nbs/00_core.ipynb #bf183b4a
+# %% ../nbs/00_core.ipynb #1eddfcd0
+from . import __version__
+
+# %% ../nbs/00_core.ipynb #610f3ce2
 def versions()->dict: # Name -> version
     "Versions of what a result depends on"
     def one(o):
         try: return version(o)
         except PackageNotFoundError: return None
-    from redo import __version__
     return dict(redo=__version__, python=platform.python_version(), **{o: one(o) for o in ('torch','fastai','fastcore','numpy')})

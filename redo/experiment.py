@@ -51,7 +51,7 @@ def run_state_of(out:Path)->str: # 'none', 'started' or 'finished'
     if (out/'summary.json').exists(): return 'finished'
     return 'started' if any((out/o).exists() for o in ('run.json','checkpoint.pth','weights')) else 'none'
 
-# %% ../nbs/40_experiment.ipynb #1baf6b19
+# %% ../nbs/40_experiment.ipynb #e9d5a9ea
 def check_same(
     out:Path, # Folder, for the message
     have:dict, # Configuration of the run there
@@ -61,9 +61,10 @@ def check_same(
     flat = lambda d: {k: v for k,v in d.items() if k != 'recipe'} | (d.get('recipe') or {})
     have,asked = flat(have),flat(asked)
     for k,v in asked.items():
-        if v is not None and have.get(k) != v: raise RedoError(f'{out} holds another run: its {k} is {have.get(k)}, not {v}; leave the option out to go on with that run, or choose another folder')
+        if v is None or have.get(k) == v: continue
+        raise RedoError(f'{out} holds another run: its {k} is {have.get(k)}, not {v}; leave the option out to go on with that run, or choose another folder')
 
-# %% ../nbs/40_experiment.ipynb #2293f321
+# %% ../nbs/40_experiment.ipynb #e7c591e9
 def run_config(
     out:Path, # Folder of the run
     resume:bool=False, # Go on with a run that is there?
@@ -82,7 +83,9 @@ def run_config(
         return dict(spec=spec or 'digits', size=size, n_regions=n_regions, seed=seed or 0, recipe=asdict(get_recipe(recipe or 'robust', **changes)))
     have = read_json(out/'run.json')
     if not {'spec','size','n_regions','seed','recipe'} <= set(have): raise RedoError(f'{out}/run.json is damaged: choose another folder')
-    if not resume: raise RedoError(f"{out} holds a {state} run already ({have['spec']}, recipe {have['recipe'].get('name')}, seed {have['seed']}): go on with it with --resume (resume=True), or choose another folder")
+    if not resume:
+        what = f"{have['spec']}, recipe {have['recipe'].get('name')}, seed {have['seed']}"
+        raise RedoError(f'{out} holds a {state} run already ({what}): take it up with --resume (resume=True), or choose another folder')
     try: want = get_recipe(have['recipe'] if recipe is None else recipe, **changes)
     except TypeError: raise RedoError(f"{out}/run.json holds a recipe that this version does not know: choose another folder") from None
     check_same(out, have, dict(spec=spec, size=size, n_regions=n_regions, seed=seed, recipe=asdict(want)))
@@ -243,7 +246,7 @@ def run_scores(
     if 'assignment' not in res: test = {k: v for k,v in test.items() if k != 'assignment' and not k.endswith('_set')}
     return {**res, 'test': test}
 
-# %% ../nbs/40_experiment.ipynb #60faca1f
+# %% ../nbs/40_experiment.ipynb #37377015
 def run_learner(
     cfg:dict, # Configuration of the run; its size and n_regions are filled in
     out:Path, # Folder of the run
@@ -251,19 +254,20 @@ def run_learner(
     device=None, # Device
     previews:bool=True, # Draw previews?
     progress:bool=True, # Show progress bars?
-    save_every:float=10. # Age in seconds at which the checkpoint is renewed
+    save_every:float=10., # Age in seconds at which the checkpoint is renewed
+    skip_bad:bool=False # Leave unreadable pictures out?
 ): # RegionLearner
     "Data, model and callbacks of a run"
     r,size = Recipe(**cfg['recipe']),ifnone(cfg['size'], parse_spec(cfg['spec']).size)
     if r.steps < 1: raise RedoError(f'{r.steps} steps train nothing: use 1 or more')
     if size is not None and as_size(size)[0] == as_size(size)[1]: n_blocks(as_size(size)[0])
-    dls = redo_dataloaders(cfg['spec'], size, r.bs, root, cfg['seed'], device, r.resize, r.flip, r.crop, progress=progress)
+    dls = redo_dataloaders(cfg['spec'], size, r.bs, root, cfg['seed'], device, r.resize, r.flip, r.crop, progress=progress, skip_bad=skip_bad)
     learn = redo_learner(dls, cfg['n_regions'], r, cfg['seed'], out, out/'checkpoint.pth', previews=out/'previews' if previews else None,
         cbs=[HistoryFiles(out), SaveOften(save_every)])
     cfg.update(size=learn.model.size, n_regions=learn.model.n_regions)
     return learn
 
-# %% ../nbs/40_experiment.ipynb #56ee3d91
+# %% ../nbs/40_experiment.ipynb #009ad147
 def write_run(
     learn, # Trained learner
     cfg:dict, # Configuration of the run
@@ -273,7 +277,8 @@ def write_run(
     "Score a run and write weights and pictures"
     net,h,guard,r = learn.model.eval(),learn.loss_history,getattr(learn, 'collapse_guard', None),learn.recipe
     scores = run_scores(net, learn.dls)
-    net.notes = {k: v for k,v in dict(assignment=scores.get('assignment'), resize=r.resize, spec=cfg['spec'], recipe=r.name, seed=cfg['seed']).items() if v is not None}
+    net.notes = dict(resize=r.resize, spec=cfg['spec'], recipe=r.name, seed=cfg['seed'])
+    if 'assignment' in scores: net.notes['assignment'] = scores['assignment']
     net.save_pretrained(out/'weights')
     x,*y = [o[:8] for o in learn.dls.valid.one_batch()]
     with atomic_path(out/'masks.png') as p: preview_grid(net, x, *y).save(p)
@@ -284,7 +289,7 @@ def write_run(
         steps=net.step, seconds=round(h.seconds, 2), **{k: cfg[k] for k in ('spec','size','n_regions','seed')}, recipe_name=r.name, recipe=asdict(r),
         device=str(x.device), threads=torch.get_num_threads(), versions=versions(), commit=git_version())
 
-# %% ../nbs/40_experiment.ipynb #89a0e7a1
+# %% ../nbs/40_experiment.ipynb #44a8f4ef
 def train_run(
     spec, # Data set by its spec, or the path of a folder; None: 'digits', or that of the run in `out`
     out:Path, # Folder of the run
@@ -301,6 +306,7 @@ def train_run(
     run_name:str=None, # Name of the run in results; None: that of the folder
     results:Path=None, # File to append the result line to
     save_every:float=10., # Age in seconds at which the checkpoint is renewed
+    skip_bad:bool=False, # Leave unreadable pictures out, with a warning, instead of raising?
     **changes # Recipe fields to change
 )->dict: # The summary
     "Train, score and write down one run; see the table above for the files"
@@ -308,7 +314,7 @@ def train_run(
     if steps is not None: changes['steps'] = steps
     cfg = run_config(out, resume, spec, recipe, size, n_regions, seed, changes)
     if run_state_of(out) == 'finished': return read_json(out/'summary.json')
-    learn = run_learner(cfg, out, root, device, previews, progress, save_every)
+    learn = run_learner(cfg, out, root, device, previews, progress, save_every, skip_bad)
     write_json(out/'run.json', cfg)
     if (out/'checkpoint.pth').exists(): learn.resume(out/'checkpoint.pth')
     with ExitStack() as stack:
@@ -324,7 +330,7 @@ def last_checkpoint(out:Path)->str:
     "Where a run can be taken up again, in words"
     f = Path(out)/'checkpoint.pth'
     if not f.exists(): return f'{out} holds no checkpoint yet'
-    return f"{f} holds the state after step {safe_load(f)['history']['steps'][-1]['step']+1}"
+    return f"{f} holds the state after step {safe_load(f)['model']['_extra_state']['step']}"
 
 # %% ../nbs/40_experiment.ipynb #44b2aa5f
 def score_split(

@@ -16,7 +16,7 @@ from .core import *
 from .train import RegionLearner
 from .weights import safe_load
 
-# %% ../nbs/17_resume.ipynb #dfbb2ac3
+# %% ../nbs/17_resume.ipynb #398b47b3
 def rng_state()->dict: # Of Python, NumPy, torch and every accelerator
     "State of the global random generators, as plain values"
     name,keys,*rest = np.random.get_state()
@@ -37,6 +37,7 @@ def plain_state(o): # Nested dictionaries, lists and values
     if isinstance(o, (list,tuple)): return type(o)(plain_state(v) for v in o)
     return o.item() if isinstance(o, np.generic) else o
 
+# %% ../nbs/17_resume.ipynb #2e150d44
 def run_state(learn)->dict: # Everything that a resumed run needs
     "State of a run between two steps"
     net = get_model(learn.model)
@@ -46,7 +47,7 @@ def run_state(learn)->dict: # Everything that a resumed run needs
     res['best'] = [float(cb.best) for cb in learn.cbs if isinstance(cb, TrackerCallback) and cb.best is not None]
     return {**res, **{k: plain_state(v) for k,v in res.items() if k not in ('model','rng')}}
 
-# %% ../nbs/17_resume.ipynb #0ca6b20d
+# %% ../nbs/17_resume.ipynb #0dab2adf
 class Checkpoint(Callback):
     "Keep the state of the run in one file"
     order = 120
@@ -61,22 +62,29 @@ class Checkpoint(Callback):
     def _hold(self, sig, frame):
         if self.hit: raise KeyboardInterrupt
         self.hit = True
-    def before_fit(self):
-        self.run,self.hit = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds'),False
-        if self.run and threading.current_thread() is threading.main_thread(): self.old = signal.signal(signal.SIGINT, self._hold)
-    def after_batch(self):
-        if not self.training: return
-        last = self.iter+1 == self.n_iter
-        if not last and (self.hit or self.every and get_model(self.model).step % self.every == 0): self.save()
-        if not last and self.hit: raise CancelFitException()
-    def after_epoch(self):
-        self.save()
-        if self.hit: raise CancelFitException()
     def release(self):
         "Give Ctrl-C back"
         if self.old is not None: signal.signal(signal.SIGINT, self.old)
         self.old = None
     def after_fit(self): self.release()
+
+# %% ../nbs/17_resume.ipynb #8f3233ae
+@patch
+def before_fit(self:Checkpoint):
+    self.run,self.hit = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds'),False
+    if self.run and threading.current_thread() is threading.main_thread(): self.old = signal.signal(signal.SIGINT, self._hold)
+
+@patch
+def after_batch(self:Checkpoint):
+    if not self.training: return
+    last = self.iter+1 == self.n_iter
+    if not last and (self.hit or self.every and get_model(self.model).step % self.every == 0): self.save()
+    if not last and self.hit: raise CancelFitException()
+
+@patch
+def after_epoch(self:Checkpoint):
+    self.save()
+    if self.hit: raise CancelFitException()
 
 # %% ../nbs/17_resume.ipynb #3547fc8a
 @patch

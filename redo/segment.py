@@ -27,13 +27,14 @@ from .model import ReDO
 from .weights import load_published, safe_load
 from .watch import palette, preview_grid
 
-# %% ../nbs/19_segment.ipynb #d656d875
+# %% ../nbs/19_segment.ipynb #8e42bbef
 def _checkpoint_model(path, raw):
     "Model of a run's checkpoint"
     try:
         model = ReDO(**raw['config'])
         model.load_state_dict(raw['model'])
-    except (TypeError, KeyError, RuntimeError, AttributeError) as e: raise RedoError(f'{path} is damaged ({type(e).__name__}): use another checkpoint') from None
+    except (TypeError, KeyError, RuntimeError, AttributeError) as e:
+        raise RedoError(f'{path} is damaged ({type(e).__name__}): use another checkpoint') from None
     return model.eval()
 
 def _model_file(path):
@@ -108,7 +109,7 @@ def join_windows(
         norm[t:t+s,l:l+s] += weight
     return total/norm
 
-# %% ../nbs/19_segment.ipynb #050b75d9
+# %% ../nbs/19_segment.ipynb #cdf3d4f6
 def border_share(
     masks:Tensor # Soft masks of a picture, (K,h,w)
 )->Tensor: # (K,), summing to 1
@@ -128,9 +129,11 @@ def region_labels(
     if background is None and assignment is not None and len(assignment) == k:
         free = itertools.count(max(max(assignment), 0)+1)
         return [o if o >= 0 else next(free) for o in assignment],'as the training run found on its validation pictures'
-    how = 'as told' if background is not None else 'as the model knows' if known is not None else f'which covers most of the border of the first {len(masks)} pictures'
-    if background is None: background = known
-    if background is None: background = torch.stack([border_share(m) for m in masks]).mean(0).argmax().item()
+    if background is not None: how = 'as told'
+    elif known is not None: background,how = known,'as the model knows'
+    else:
+        background = torch.stack([border_share(m) for m in masks]).mean(0).argmax().item()
+        how = f'the background covers most of the border of the first {len(masks)} pictures'
     free = itertools.count(1)
     return [0 if i == background else next(free) for i in range(k)],how
 

@@ -70,7 +70,10 @@ def preview_grid(
     grid = grid.permute(1,3,0,4,2).flatten(0,1).flatten(1,2)
     return Image.fromarray(grid.numpy()).resize((grid.shape[1]*scale, grid.shape[0]*scale), Image.NEAREST)
 
-# %% ../nbs/16_watch.ipynb #8822afc5
+# %% ../nbs/16_watch.ipynb #285a5b4b
+from IPython.display import display
+
+# %% ../nbs/16_watch.ipynb #0f6a6fd9
 class PreviewCallback(Callback):
     "Draw `preview_grid` of some validation pictures after every validation"
     order,run_valid = 70,False
@@ -91,7 +94,6 @@ class PreviewCallback(Callback):
         if self.folder is not None:
             with atomic_path(Path(self.folder)/f'preview_{net.step:06d}.png') as p: self.image.save(p)
         if self.show:
-            from IPython.display import display
             if hasattr(self, 'out'): self.out.update(self.image)
             else: self.out = display(self.image, display_id=True)
 

@@ -51,7 +51,7 @@ def convert_options(
     "Arguments of the model from the authors' options; `nfM` and its kin of 0 or None mean `nf`"
     return {ours: options[k] for k,ours in published_options.items() if options.get(k) is not None and not (k in ('nfM','nfX','nfD','nfZ') and not options[k])}
 
-# %% ../nbs/14_weights.ipynb #ab7e0b73
+# %% ../nbs/14_weights.ipynb #be4be42a
 def safe_load(
     path:Path # File written by `torch.save`
 ): # What it holds, on the CPU
@@ -61,9 +61,9 @@ def safe_load(
     try:
         with torch.serialization.safe_globals([argparse.Namespace]): return torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as e:
-        kind = 'contains code and is not opened' if 'GLOBAL' in str(e) or 'Unsupported' in str(e) else 'is damaged or not a PyTorch file'
+        kind = 'contains code and is not opened' if 'GLOBAL' in str(e) or 'reduce' in str(e) else 'is damaged or not a PyTorch file'
         raise RedoError(f'{path} {kind}: get it again from a source you trust') from None
-    except (EOFError, RuntimeError, ValueError, KeyError, AssertionError, AttributeError, IndexError, TypeError) as e:
+    except (EOFError, OSError, RuntimeError, ValueError, KeyError, AssertionError, AttributeError, IndexError, TypeError) as e:
         raise RedoError(f'{path} is damaged or not a PyTorch file: copy or download it again') from None
 
 # %% ../nbs/14_weights.ipynb #3ca7af5a
@@ -121,13 +121,15 @@ def save_pretrained(self:ReDO,
     with atomic_path(folder/'config.json') as p: p.write_text(json.dumps(dict(model='ReDO', step=self.step, config=self.config, notes=self.notes, versions=versions()), indent=1))
     return folder
 
-# %% ../nbs/14_weights.ipynb #a55b315b
+# %% ../nbs/14_weights.ipynb #c18fb7b9
+from huggingface_hub import snapshot_download
+
+# %% ../nbs/14_weights.ipynb #f582165d
 def _hub_folder(
     name:str, # 'user/repository'
     **kwargs # Passed to `snapshot_download`, e.g. `revision`, `token`
 )->Path:
     "Folder with the files of a repository on the hub"
-    from huggingface_hub import snapshot_download
     try: return Path(snapshot_download(name, allow_patterns=['model.safetensors','config.json'], **kwargs))
     except Exception as e:
         raise RedoError(f"'{name}' is neither a folder here nor could it be fetched from the hub ({type(e).__name__}): check the name or the connection") from None

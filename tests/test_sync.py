@@ -53,8 +53,10 @@ def test_readme(tmp_path):
 def test_pages(notebook):
     "nbdev's filters and nbconvert make an HTML and a Markdown page of it"
     title = re.search(r'^# (.+)', source(load(notebook)[0]), re.M)[1]
+    error = None
     try: nb = pages.filtered(notebook)
-    except Exception as e: pytest.fail(f'{notebook.name}, in a cell that nbdev runs for the page since it exports or imports: {e}', pytrace=False)
+    except Exception as e: error = e
+    if error: pytest.fail(f'{notebook.name}, in a cell that nbdev runs for the page since it exports or imports: {error}', pytrace=False)
     for exporter in (HTMLExporter, MarkdownExporter): assert title in exporter().from_notebook_node(nb)[0]
 
 # Rules

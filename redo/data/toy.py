@@ -28,7 +28,10 @@ DIGIT_COLORS = np.array([ # (background, even digit, odd digit) x (lowest, highe
     [(.05,.70,0), (.50,1,.35)]])
 DIGIT_TEXTURE = np.array([.12,.06,.06]) # How far a region's texture strays from its colour
 
-# %% ../../nbs/03_data.toy.ipynb #89fcd8c9
+# %% ../../nbs/03_data.toy.ipynb #4de5c218
+from sklearn.datasets import load_digits
+
+# %% ../../nbs/03_data.toy.ipynb #516e7c7f
 DIGIT_SPLITS = dict(train=(0,1437), valid=(1437,1597), test=(1597,1797)) # First and last+1 of each part
 
 @lru_cache(None)
@@ -36,7 +39,6 @@ def _digit_shapes(
     split:str # 'train', 'valid' or 'test'
 )->tuple: # Digits (n,8,8) in [0,1] and their classes (n,), not to be changed
     "Handwritten digits of one part"
-    from sklearn.datasets import load_digits
     if split not in DIGIT_SPLITS: raise RedoError(f"digits has no split '{split}': use one of {', '.join(DIGIT_SPLITS)}")
     d,(a,b) = load_digits(),DIGIT_SPLITS[split]
     return (d.images[a:b]/16).astype(np.float32), d.target[a:b]

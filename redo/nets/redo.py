@@ -7,13 +7,14 @@ Docs: https://redo-segmentation.github.io/redo/nets.redo.html.md"""
 # %% auto #0
 __all__ = ['MaskNet', 'RegionGenerator', 'Trunk', 'Discriminator', 'LatentEncoder']
 
-# %% ../../nbs/11_nets.redo.ipynb #1c03ba98
+# %% ../../nbs/11_nets.redo.ipynb #6d14ff0b
 import torch, torch.nn.functional as F
+from fastcore.basics import patch
 from torch import nn, Tensor
 from ..core import *
 from .layers import *
 
-# %% ../../nbs/11_nets.redo.ipynb #662265e1
+# %% ../../nbs/11_nets.redo.ipynb #bea0c815
 class MaskNet(nn.Module):
     "Image to soft masks, `f` of the paper"
     def __init__(self,
@@ -34,17 +35,25 @@ class MaskNet(nn.Module):
         self.decoder = nn.Sequential(nn.Upsample(scale_factor=2), conv_in_relu(c, c//2),
             nn.Upsample(scale_factor=2), conv_in_relu(c//2, c//4))
         self.head = nn.Sequential(nn.ReflectionPad2d(3), nn.Conv2d(c//4, 1 if n_regions==2 else n_regions, 7))
-    def features(self, x:Tensor)->Tensor: # Image (B,3,H,W) to features (B,nf,H/4,W/4)
-        "The trunk before pyramid pooling"
-        return self.res(self.encoder(x))
-    def logits(self, x:Tensor)->Tensor: # Image (B,3,H,W) to (B,1 or K,H,W)
-        "What the sigmoid or softmax sees, already divided by the temperature"
-        return self.head(self.decoder(self.pool(self.features(x)))).float()/self.temperature
-    def forward(self, x):
-        l = self.logits(x)
-        if l.shape[1] > 1: return l.softmax(1)
-        m = l.sigmoid()
-        return torch.cat([m, 1-m], 1)
+
+# %% ../../nbs/11_nets.redo.ipynb #ffd3ca02
+@patch
+def features(self:MaskNet, x:Tensor)->Tensor: # Image (B,3,H,W) to features (B,nf,H/4,W/4)
+    "The trunk before pyramid pooling"
+    return self.res(self.encoder(x))
+
+@patch
+def logits(self:MaskNet, x:Tensor)->Tensor: # Image (B,3,H,W) to (B,1 or K,H,W)
+    "What the sigmoid or softmax sees, already divided by the temperature"
+    return self.head(self.decoder(self.pool(self.features(x)))).float()/self.temperature
+
+@patch
+def forward(self:MaskNet, x:Tensor)->Tensor: # Image (B,3,H,W) in [-1,1] to masks (B,K,H,W), summing to 1 over K
+    "Soft masks"
+    l = self.logits(x)
+    if l.shape[1] > 1: return l.softmax(1)
+    m = l.sigmoid()
+    return torch.cat([m, 1-m], 1)
 
 # %% ../../nbs/11_nets.redo.ipynb #f32e749a
 class RegionGenerator(nn.Module):
@@ -72,7 +81,7 @@ class RegionGenerator(nn.Module):
             h = b(h, z, F.avg_pool2d(mask, mask.shape[-1]//h.shape[-1]))
         return torch.tanh(self.out(torch.cat([F.relu(self.norm(h, z)), mask.to(h.dtype)], 1)).float())
 
-# %% ../../nbs/11_nets.redo.ipynb #c3e977e2
+# %% ../../nbs/11_nets.redo.ipynb #bf6f3af9
 class Trunk(nn.Module):
     "Image (B,3,H,W) to a feature vector (B,nf*min(16,2^n)): down blocks, then the sum over all positions"
     def __init__(self,
@@ -87,17 +96,28 @@ class Trunk(nn.Module):
         self.blocks = nn.Sequential(*[DownBlock(a, b) for a,b in zip(cs, cs[1:])], DownBlock(cs[-1], cs[-1], last=True))
     def forward(self, x): return self.blocks(self.attention(self.first(x))).float().sum((2,3))
 
+# %% ../../nbs/11_nets.redo.ipynb #9a00cc7d
 class Discriminator(nn.Module):
-    "Image to one unbounded logit, `D` of the paper: large for real"
-    def __init__(self, size:int=128, nf:int=64, attention:bool=False):
+    "Image (B,3,H,W) to one unbounded logit (B,), `D` of the paper: large for real"
+    def __init__(self,
+        size:int=128, # Side of the image
+        nf:int=64, # Width of the first block
+        attention:bool=False # Self-attention after the first block?
+    ):
         super().__init__()
         self.trunk = Trunk(size, nf, attention)
         self.head = nn.Linear(self.trunk.n_out, 1)
     def forward(self, x): return self.head(self.trunk(x)).flatten().float()
 
+# %% ../../nbs/11_nets.redo.ipynb #48e7dedd
 class LatentEncoder(nn.Module):
     "Fully redrawn image to its latents (B,K,nz), `delta` of the paper"
-    def __init__(self, n_regions:int=2, size:int=128, nz:int=32, nf:int=64):
+    def __init__(self,
+        n_regions:int=2, # K
+        size:int=128, # Side of the image
+        nz:int=32, # Size of z
+        nf:int=64 # Width of the first block
+    ):
         super().__init__()
         self.trunk,self.nz = Trunk(size, nf),nz
         self.head = nn.Linear(self.trunk.n_out, n_regions*nz)
