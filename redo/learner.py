@@ -75,10 +75,10 @@ def get_recipe(
     if odd := set(changes)-known: raise RedoError(f"unknown recipe field '{min(odd)}': known are {', '.join(sorted(known))}")
     return replace(r, **changes)
 
-# %% ../nbs/18_learner.ipynb #251ce415
+# %% ../nbs/18_learner.ipynb #7ae2a82e
 recipes = dict(paper=Recipe())
 recipes['fast'] = replace(recipes['paper'], name='fast', freeze_disc=True, reuse_fakes=True, fused=True)
-recipes['robust'] = replace(recipes['fast'], name='robust', steps=1200, bs=8, nf=0, nf_mask=0, nf_disc=0, w_z=1., ema=.95, lr_mask=3e-3, lr_gen=4e-4, lr_latent=4e-4, lr_disc=8e-4,
+recipes['robust'] = replace(recipes['fast'], name='robust', steps=1000, bs=8, nf=0, nf_mask=0, nf_disc=0, w_z=1., ema=.95, lr_mask=3e-3, lr_gen=4e-4, lr_latent=4e-4, lr_disc=8e-4,
     decay=.5, resize='antialias', collapse=.02)
 
 # %% ../nbs/18_learner.ipynb #09e628fe

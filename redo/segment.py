@@ -27,7 +27,7 @@ from .model import ReDO
 from .weights import load_published, safe_load
 from .watch import palette, preview_grid
 
-# %% ../nbs/19_segment.ipynb #8e42bbef
+# %% ../nbs/19_segment.ipynb #e3d3d486
 def _checkpoint_model(path, raw):
     "Model of a run's checkpoint"
     try:
@@ -50,6 +50,7 @@ def _model_folder(path):
     if (path/'checkpoint.pth').exists(): return _model_file(path/'checkpoint.pth')
     raise RedoError(f'{path} holds no model: name a folder with model.safetensors, or one of a run')
 
+# %% ../nbs/19_segment.ipynb #3c739477
 def load_model(
     name, # Folder of weights or of a run, a `.pth` (published, or a run's checkpoint), or 'user/repository' on the hub
     device=None, # Where to; the best device at hand where None
@@ -64,7 +65,7 @@ def load_model(
     if lacks: raise RedoError(f"{name} holds no trained '{lacks[0]}' network, which this needs: use a file that has it")
     return model.to(pick_device(device))
 
-# %% ../nbs/19_segment.ipynb #b7b1b0fc
+# %% ../nbs/19_segment.ipynb #41b9d2c0
 def window_starts(
     n:int, # Length to cover
     size:int # Length of a window, at most `n`
@@ -73,6 +74,7 @@ def window_starts(
     k = math.ceil(2*(n-size)/size)
     return [round(i*(n-size)/k) for i in range(k+1)] if k else [0]
 
+# %% ../nbs/19_segment.ipynb #53072ef1
 def scaled_size(
     w:int, # Width of the picture
     h:int, # Height of the picture
@@ -83,7 +85,7 @@ def scaled_size(
     s = size/min(w, h)
     return tuple(min(max(size, round(o*s)), longest*size) for o in (h,w))
 
-# %% ../nbs/19_segment.ipynb #fed13dff
+# %% ../nbs/19_segment.ipynb #7b41e7c4
 def to_windows(
     img:Image.Image, # Picture, RGB
     size:int # Side of a window
@@ -94,6 +96,7 @@ def to_windows(
     at = list(itertools.product(window_starts(h, size), window_starts(w, size)))
     return torch.stack([a[:,t:t+size,l:l+size] for t,l in at]),at,(h,w)
 
+# %% ../nbs/19_segment.ipynb #ec2255b5
 def join_windows(
     masks:Tensor, # Soft masks of the windows, (n,K,size,size)
     at:list, # Corners of the windows
@@ -109,7 +112,7 @@ def join_windows(
         norm[t:t+s,l:l+s] += weight
     return total/norm
 
-# %% ../nbs/19_segment.ipynb #cdf3d4f6
+# %% ../nbs/19_segment.ipynb #12c7b12c
 def border_share(
     masks:Tensor # Soft masks of a picture, (K,h,w)
 )->Tensor: # (K,), summing to 1
@@ -117,6 +120,7 @@ def border_share(
     top,bottom,left,right = masks[:,0],masks[:,-1],masks[:,1:-1,0],masks[:,1:-1,-1]
     return torch.cat([top,bottom,left,right], 1).mean(1)
 
+# %% ../nbs/19_segment.ipynb #fbb0e2c7
 def region_labels(
     masks:list, # Soft masks of some pictures, (K,h,w) each
     background:int=None, # Index of the background region; None: not given
@@ -166,7 +170,7 @@ class Segmentation:
         back = sum(self.soft(k) for k,c in enumerate(self.classes) if c == 0)
         return ((1-back).clamp(0,1)*255).round().byte().numpy()
 
-# %% ../nbs/19_segment.ipynb #dc41d496
+# %% ../nbs/19_segment.ipynb #e43892be
 @patch
 def regions(self:Segmentation)->list: # [{'label', 'area', 'box'}], background first
     "Area and bounding box of every label"
@@ -181,6 +185,7 @@ def mask(self:Segmentation)->Image.Image: # 8 bit, one channel
     "Label map as a picture: 0 background, 1 and up objects"
     return Image.fromarray(self.labels)
 
+# %% ../nbs/19_segment.ipynb #9ecf2ff2
 @patch
 def overlay(self:Segmentation,
     alpha:float=.5 # Strength of the colours
@@ -197,7 +202,7 @@ def cutout(self:Segmentation)->Image.Image: # RGBA
     res.putalpha(Image.fromarray(self.alpha()))
     return res
 
-# %% ../nbs/19_segment.ipynb #31904197
+# %% ../nbs/19_segment.ipynb #425ca754
 @torch.no_grad()
 def cut_windows(
     model:Decomposer, # Any trained decomposer
@@ -213,6 +218,7 @@ def cut_windows(
         for m,mode in modes: m.training = mode
     return torch.cat([o.masks.float().cpu() for o in res]),res[-1].background
 
+# %% ../nbs/19_segment.ipynb #5ebed005
 def own_size(
     model:Decomposer, # Any trained decomposer
     size:int=None # What is asked for
@@ -223,7 +229,7 @@ def own_size(
     if size and own and (size < own or size % 4): raise RedoError(f"size {size} does not suit a model of {own} pixels: use {own} or a larger multiple of 4")
     return size or own
 
-# %% ../nbs/19_segment.ipynb #0e8c7f1d
+# %% ../nbs/19_segment.ipynb #f5cac738
 def segment_images(
     model:Decomposer, # Any trained decomposer
     imgs:list, # RGB pictures
@@ -236,6 +242,7 @@ def segment_images(
     masks,known = cut_windows(model, torch.cat(wins), bs)
     return [join_windows(m, at, hw) for m,at,hw in zip(masks.split([len(o) for o in wins]), ats, hws)],known
 
+# %% ../nbs/19_segment.ipynb #b7852af6
 def segment_image(
     model:Decomposer, # Any trained decomposer
     img, # Path, PIL picture, array or tensor
@@ -269,7 +276,7 @@ def find_pictures(
 RESULT_KINDS = ('mask','overlay','cutout') # Kinds of pictures that are written
 RESULT_NAMES = re.compile(r'.*\.(mask|overlay|cutout|redraw)\.png|redraw_\d+\.png')
 
-# %% ../nbs/19_segment.ipynb #9c4dd39b
+# %% ../nbs/19_segment.ipynb #7402de17
 def _try(f, *args):
     "Result of `f`, or the `RedoError` that it raises"
     try: return f(*args)
@@ -280,6 +287,7 @@ def _save(seg, stem, kinds):
     for k in kinds:
         with atomic_path(f'{stem}.{k}.png') as p: getattr(seg, k)().save(p)
 
+# %% ../nbs/19_segment.ipynb #a67ecb8e
 def segment_files(
     model:Decomposer, # Any trained decomposer
     paths:list, # Files and folders
