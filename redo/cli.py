@@ -95,7 +95,7 @@ def parse_changes(
         except (ValueError, KeyError): raise RedoError(f"'{o}' does not fit: {k} takes {takes[types[k]]}") from None
     return res
 
-# %% ../nbs/43_cli.ipynb #9dcf3a2d
+# %% ../nbs/43_cli.ipynb #ac43bd35
 def new_folder(
     spec:str # What the run is on
 )->Path: # Made, and empty
@@ -108,6 +108,7 @@ def new_folder(
         except FileExistsError: n += 1
         except OSError as e: raise RedoError(f'cannot make a folder here ({e.strerror}): name one with --out') from None
 
+# %% ../nbs/43_cli.ipynb #a2762008
 def score_table(
     rows:dict # Name of a set -> its scores
 )->str:
@@ -117,7 +118,7 @@ def score_table(
     df = pd.DataFrame({k: {n: f'{v[n]:.4f}' if isinstance(v[n], float) else v[n] for n in names if n in v} for k,v in rows.items()})
     return df.fillna('').to_string()
 
-# %% ../nbs/43_cli.ipynb #0bb573b3
+# %% ../nbs/43_cli.ipynb #bff9ffd0
 def _report(s, out):
     "Say what a run came to"
     what = f"{s['spec']}, {s['size']} px, {s['n_regions']} regions, recipe {s['recipe_name']}, seed {s['seed']}"
@@ -127,6 +128,7 @@ def _report(s, out):
     print(f'\n{out}: weights/ (the model), summary.json (scores), history.csv, losses.csv, curve.png, masks.png, previews/')
     print(f'use it: redo-segment PICTURES --model {out}')
 
+# %% ../nbs/43_cli.ipynb #10ca956b
 @command(['redo-train', 'redo-train flowers17 --size 64 --steps 4000 --out flowers', 'redo-train my_pictures/ --size 128 --set nf=32,w_z=2 --device cuda',
           'redo-train --resume --out flowers'], pos=['spec'])
 def redo_train(

@@ -28,7 +28,7 @@ from .train import NotFinite
 from .watch import preview_grid
 from .weights import safe_load
 
-# %% ../nbs/40_experiment.ipynb #2779e40f
+# %% ../nbs/40_experiment.ipynb #b44014ae
 def read_json(path:Path)->dict:
     "Dictionary in a JSON file; a `RedoError` where it is damaged"
     try: res = json.loads(Path(path).read_text())
@@ -36,6 +36,7 @@ def read_json(path:Path)->dict:
     if not isinstance(res, dict): raise RedoError(f'cannot read {path}: it is damaged, use another folder')
     return res
 
+# %% ../nbs/40_experiment.ipynb #ec449f70
 def plain(v): # Anything that JSON holds
     "The same with None for what is not a finite number, which JSON does not know"
     if isinstance(v, dict): return {k: plain(o) for k,o in v.items()}
@@ -46,6 +47,7 @@ def write_json(path:Path, value):
     "Write a JSON file whole or not at all"
     with atomic_path(path) as p: p.write_text(json.dumps(plain(value), indent=1))
 
+# %% ../nbs/40_experiment.ipynb #af30acbb
 def run_state_of(out:Path)->str: # 'none', 'started' or 'finished'
     "How far the run in a folder is"
     if (out/'summary.json').exists(): return 'finished'
@@ -91,7 +93,7 @@ def run_config(
     check_same(out, have, dict(spec=spec, size=size, n_regions=n_regions, seed=seed, recipe=asdict(want)))
     return have
 
-# %% ../nbs/40_experiment.ipynb #12afae44
+# %% ../nbs/40_experiment.ipynb #e697d1a7
 class HistoryFiles(Callback):
     "Keep `history.csv` and `losses.csv` up to date"
     order = 115
@@ -104,6 +106,7 @@ class HistoryFiles(Callback):
         for name,rows in (('history',h.scores), ('losses',h.steps)):
             with atomic_path(self.folder/f'{name}.csv') as p: pd.DataFrame(rows).to_csv(p, index=False)
 
+# %% ../nbs/40_experiment.ipynb #54f85a3b
 class SaveOften(Callback):
     "Write the checkpoint when the last one is old"
     order = 118
@@ -120,7 +123,7 @@ class SaveOften(Callback):
         self.last = time.time()
         self.cost = self.last-start
 
-# %% ../nbs/40_experiment.ipynb #e68b0b9d
+# %% ../nbs/40_experiment.ipynb #b9c834f6
 def running(
     steps:list # Step of every row, beginning again after a restart
 )->list: # Growing throughout
@@ -132,6 +135,7 @@ def running(
         last = s
     return res
 
+# %% ../nbs/40_experiment.ipynb #f8dc93a1
 def plot_run(
     steps:list, # Rows of losses, as `LossHistory.steps`
     scores:list, # Rows of scores, as `LossHistory.scores`
@@ -152,7 +156,7 @@ def plot_run(
         if o.lines: o.legend(fontsize=7)
     return fig
 
-# %% ../nbs/40_experiment.ipynb #9ebbca2d
+# %% ../nbs/40_experiment.ipynb #d9d4e2ff
 def result_line(
     summary:dict, # As `train_run` gives it
     scores:list=None, # Rows of `history.csv`, for a curve of at most 20 points
@@ -167,6 +171,7 @@ def result_line(
     if rows: line['curve'] = {k: [round(o[k], 4) for o in rows] for k in ('step',*curve) if k in rows[0]}
     return plain(line)
 
+# %% ../nbs/40_experiment.ipynb #dbf38ca1
 def append_result(
     file:Path, # File of results, made where need be
     line:dict # Result
@@ -200,7 +205,7 @@ def load_results(
     if 'id' not in df: return df
     return df[df.id.isna() | ~df.id.duplicated(keep='last')].reset_index(drop=True)
 
-# %% ../nbs/40_experiment.ipynb #8bee0658
+# %% ../nbs/40_experiment.ipynb #cf8810c3
 def results_table(
     df:pd.DataFrame, # From `load_results`
     by=('spec','size','recipe'), # Columns that tell the settings apart
@@ -218,6 +223,7 @@ def results_table(
     res.update(seeds=groups.size(), collapsed=groups['collapsed'].sum().astype(int) if 'collapsed' in df else 0)
     return pd.DataFrame(res)
 
+# %% ../nbs/40_experiment.ipynb #3c0deb06
 def to_markdown(
     df:pd.DataFrame, # Any table
     index:bool=True # Show the index?
@@ -289,7 +295,7 @@ def write_run(
         steps=net.step, seconds=round(h.seconds, 2), **{k: cfg[k] for k in ('spec','size','n_regions','seed')}, recipe_name=r.name, recipe=asdict(r),
         device=str(x.device), threads=torch.get_num_threads(), versions=versions(), commit=git_version())
 
-# %% ../nbs/40_experiment.ipynb #44a8f4ef
+# %% ../nbs/40_experiment.ipynb #26c8a5ff
 def train_run(
     spec, # Data set by its spec, or the path of a folder; None: 'digits', or that of the run in `out`
     out:Path, # Folder of the run
@@ -326,6 +332,7 @@ def train_run(
     write_json(out/'summary.json', summary)
     return summary
 
+# %% ../nbs/40_experiment.ipynb #7605b7e1
 def last_checkpoint(out:Path)->str:
     "Where a run can be taken up again, in words"
     f = Path(out)/'checkpoint.pth'

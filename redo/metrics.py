@@ -67,7 +67,7 @@ def match_regions(
         r[k] = c
     return res.to(weights.device)
 
-# %% ../nbs/01_metrics.ipynb #259a3002
+# %% ../nbs/01_metrics.ipynb #be9a579a
 def iou_weights(
     tables:Tensor # Contingency tables, (N,K,C)
 )->Tensor: # (N,K,C) float64
@@ -79,13 +79,14 @@ def iou_weights(
     iou = torch.where(truth>0, iou, -(region>0).double())
     return iou / (truth>0).sum(2, keepdim=True)
 
+# %% ../nbs/01_metrics.ipynb #d2fe8223
 def oracle_scores(
     tables:Tensor # Contingency tables, (N,K,C), each with at least one pixel
 )->tuple: # Accuracy and IoU of every image, two (N,) float64 in [0,1]
     "The authors' scores: the best assignment for each image by itself, separately for accuracy and IoU"
     return assigned_scores(tables, match_regions(tables))[0], assigned_scores(tables, match_regions(iou_weights(tables)))[1]
 
-# %% ../nbs/01_metrics.ipynb #ab0859cf
+# %% ../nbs/01_metrics.ipynb #aaee2cc7
 def all_assignments(
     K:int, # Regions
     C:int # Classes
@@ -94,6 +95,7 @@ def all_assignments(
     if K<C: return [list(p) for p in itertools.permutations(range(C), K)]
     return [[p.index(k) if k in p else -1 for k in range(K)] for p in itertools.permutations(range(K), C)]
 
+# %% ../nbs/01_metrics.ipynb #f44c9a20
 def set_assignment(
     tables:Tensor, # Contingency tables, (N,K,C), each with at least one pixel
     limit:int=120 # Try all assignments where there are no more than these
@@ -138,7 +140,7 @@ class RegionScores:
         "Add a batch: soft masks (B,K,H,W) and the truth (B,H,W), if there is one"
         self.append(*self.tally(masks, truth))
 
-# %% ../nbs/01_metrics.ipynb #29b1f896
+# %% ../nbs/01_metrics.ipynb #6e2ff1fc
 def check_assignment(
     assignment, # Class of each region, or -1
     n_regions:int, # Regions
@@ -151,6 +153,7 @@ def check_assignment(
     raise RedoError(f'assignment {a} does not fit {n_regions} regions and {n_classes} classes: '
                     'give each region its class, each class once, -1 only to surplus regions')
 
+# %% ../nbs/01_metrics.ipynb #a677981b
 @patch
 def compute(self:RegionScores,
     assignment:list=None # Class of each region for the `_set` scores; None: the best one for this set
@@ -194,7 +197,7 @@ def evaluate(
     if scores is None: raise RedoError('nothing to score: the loader gave no batch, check that its set holds pictures')
     return scores.compute(assignment)
 
-# %% ../nbs/01_metrics.ipynb #cd2c7756
+# %% ../nbs/01_metrics.ipynb #668ffa76
 class RegionMetric(Metric):
     "One of the scores of a shared `RegionScores`, as a fastai metric; None where nothing could be scored"
     def __init__(self,
@@ -213,6 +216,7 @@ class RegionMetric(Metric):
     @property
     def name(self): return self._name
 
+# %% ../nbs/01_metrics.ipynb #6c0c8c1f
 def region_metrics(
     n_regions:int=2, # Regions of the model
     n_classes:int=2 # Classes of the truth

@@ -52,7 +52,7 @@ class ReDO(Decomposer):
         for k,v in self.config.items(): setattr(self, k, v)
         self.build()
 
-# %% ../nbs/13_model.ipynb #7d4787e4
+# %% ../nbs/13_model.ipynb #78b275ce
 @patch
 def build(self:ReDO):
     "Build and initialise all networks"
@@ -64,13 +64,14 @@ def build(self:ReDO):
     self.mask_ema = copy.deepcopy(self.mask).requires_grad_(False) if self.ema else None
     self._fakes = None
 
+# %% ../nbs/13_model.ipynb #74f6cc94
 @patch
 def groups(self:ReDO)->dict: # 'mask', 'regions', 'latent' (where there is one), 'disc'
     "Parameters by network"
     nets = dict(mask=self.mask, regions=self.region, latent=self.latent, disc=self.disc)
     return {k: list(m.parameters()) for k,m in nets.items() if m is not None}
 
-# %% ../nbs/13_model.ipynb #c1cade2b
+# %% ../nbs/13_model.ipynb #9cf4cd72
 @patch
 def decompose(self:ReDO, x:Tensor)->Decomposition: # Images (B,3,H,W) in [-1,1]
     "Cut images into regions; in evaluation with the averaged mask network where there is one"
@@ -89,6 +90,7 @@ def redraw(self:ReDO,
     regions = masks[:,:,None]*textures
     return regions, regions + (1-masks[:,:,None])*x[:,None]
 
+# %% ../nbs/13_model.ipynb #76529b23
 @patch
 def noise(self:ReDO, n:int, step:int, device='cpu')->Tensor: # (n,K,nz)
     "Standard normal latents of a step: a function of (seed, step) alone"
@@ -127,7 +129,7 @@ def disc_losses(self:ReDO,
     real,fake = self.disc(reals),self.disc(fakes.flatten(0,1))
     return {'loss': disc_hinge(real, fake), 'real': real.detach().mean(), 'fake': fake.detach().mean()}
 
-# %% ../nbs/13_model.ipynb #e198b4ee
+# %% ../nbs/13_model.ipynb #64c61f4e
 @patch
 def losses(self:ReDO,
     x:Tensor, # Batch, (2B,3,H,W) in [-1,1]: B images to redraw, then B reals
@@ -141,6 +143,7 @@ def losses(self:ReDO,
     if z is None: z = self.noise(len(x), step, x.device)
     return self.gen_losses(x, z) if phase == 'gen' else self.disc_losses(x, reals, z)
 
+# %% ../nbs/13_model.ipynb #437c8a3b
 @patch
 def due(self:ReDO, step:int)->list: # Phases, in order
     "Phases that run at this step"

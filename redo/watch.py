@@ -18,7 +18,7 @@ from fastai.torch_core import get_model
 from .core import *
 from .train import LossHistory
 
-# %% ../nbs/16_watch.ipynb #0e4208f2
+# %% ../nbs/16_watch.ipynb #b9249352
 palette = torch.tensor([[40,44,52],[255,196,0],[0,158,255],[230,70,90],[60,190,120],[170,110,240],[250,130,50],[140,200,230]], dtype=torch.uint8)
 
 def to_uint8(
@@ -27,6 +27,7 @@ def to_uint8(
     "Network range to bytes"
     return ((x.detach().float().clamp(-1,1)+1)*127.5).round().byte().cpu()
 
+# %% ../nbs/16_watch.ipynb #16e9c241
 def color_labels(
     labels:Tensor # Region of every pixel, (...,H,W) integers; 255 is unknown and drawn grey
 )->Tensor: # uint8, (...,3,H,W)
@@ -35,6 +36,7 @@ def color_labels(
     rgb = palette[labels.where(labels!=255, 0) % len(palette)]
     return torch.where((labels==255)[...,None], torch.tensor(128, dtype=torch.uint8), rgb).movedim(-1,-3)
 
+# %% ../nbs/16_watch.ipynb #3714db95
 def overlay(
     image:Tensor, # uint8, (...,3,H,W)
     labels:Tensor, # Region of every pixel, (...,H,W)

@@ -142,7 +142,7 @@ class MemoryDL(TfmdDL):
         self.step,self._perms = 0,{}
         self._n_inp,self._types = 1,{tuple: [TensorImage,TensorMask]}
 
-# %% ../../nbs/02b_data.loaders.ipynb #6c64bae1
+# %% ../../nbs/02b_data.loaders.ipynb #6c10db41
 @patch
 def _perm(self:MemoryDL, stream, p):
     "Order of the pictures in pass `p` of a stream, on the device"
@@ -151,6 +151,7 @@ def _perm(self:MemoryDL, stream, p):
         self._perms[stream] = p,order.to(self.dataset.images.device)
     return self._perms[stream][1]
 
+# %% ../../nbs/02b_data.loaders.ipynb #43cdc2a5
 @patch
 def indices(self:MemoryDL,
     stream:str, # 'pictures' or 'reals'
@@ -164,7 +165,7 @@ def indices(self:MemoryDL,
         pos += len(res[-1])
     return torch.cat(res)
 
-# %% ../../nbs/02b_data.loaders.ipynb #f17de6b6
+# %% ../../nbs/02b_data.loaders.ipynb #52570dfa
 @patch
 def train_batch(self:MemoryDL,
     step:int # Training step
@@ -178,6 +179,7 @@ def train_batch(self:MemoryDL,
     flip = (torch.rand(idx.shape, generator=g) < .5).to(dev, non_blocking=True) if self.flip else None
     return (TensorImage(take(images, idx, self.size, top, left, flip)),)
 
+# %% ../../nbs/02b_data.loaders.ipynb #8d0ca1fd
 @patch
 def create_batches(self:MemoryDL, samps):
     "Batches of the given pictures, with truth where there is one, before `after_batch`"
@@ -187,7 +189,7 @@ def create_batches(self:MemoryDL, samps):
         x = TensorImage(take(ds.images, idx, self.size))
         yield (x,) if ds.truth is None else (x, TensorMask(take(ds.truth[:,None], idx, self.size)[:,0].long()))
 
-# %% ../../nbs/02b_data.loaders.ipynb #c39e3dfc
+# %% ../../nbs/02b_data.loaders.ipynb #00454382
 @patch
 def __iter__(self:MemoryDL):
     self.randomize()
@@ -199,6 +201,7 @@ def __iter__(self:MemoryDL):
     else: yield from map(self.after_batch, self.create_batches(self.get_idxs()))
     self.after_iter()
 
+# %% ../../nbs/02b_data.loaders.ipynb #d9db2d9a
 @patch
 def __len__(self:MemoryDL):
     if not self.train: return super(MemoryDL, self).__len__()
@@ -211,6 +214,7 @@ def one_batch(self:MemoryDL):
     try: return super(MemoryDL, self).one_batch()
     finally: self.step = step
 
+# %% ../../nbs/02b_data.loaders.ipynb #9e026a54
 @patch
 def to(self:MemoryDL, device):
     "Move the pictures"
@@ -234,7 +238,7 @@ def show_results(x:TensorImage, y:type(None), samples, outs, ctxs=None, max_n=6,
         ctxs[i::2] = [b.show(ctx=c, **kwargs) for b,c,_ in zip(o.itemgot(0), ctxs[i::2], range(max_n))]
     return ctxs
 
-# %% ../../nbs/02b_data.loaders.ipynb #d54d0c31
+# %% ../../nbs/02b_data.loaders.ipynb #b3085153
 class RedoLoaders(DataLoaders):
     "`DataLoaders` that know their data set; `test` is the third loader"
     def __init__(self, *loaders, path='.', device=None, spec=None, source=None):
@@ -246,6 +250,7 @@ class RedoLoaders(DataLoaders):
         "The same without pictures, for export"
         return RedoLoaders(*[dl.new(dl.dataset.new_empty()) for dl in self.loaders], path=self.path, device=self.device, spec=self.spec)
 
+# %% ../../nbs/02b_data.loaders.ipynb #33461005
 def _load(source, split, size, resize, device):
     pics = source.pictures(split, size, resize)
     got = tuple(pics.images.shape[2:])

@@ -100,7 +100,7 @@ def _flowers102(spec, root, seed):
     def row(i): return f'image_{i:05d}', root/f'jpg/image_{i:05d}.jpg', root/f'segmim/segmim_{i:05d}.jpg'
     return PhotoSource('flowers102', {s: [row(int(i)) for i in o] for s,o in ids.items()}, flowers_mask)
 
-# %% ../../nbs/04_data.photos.ipynb #bbbe6c06
+# %% ../../nbs/04_data.photos.ipynb #99307ebf
 def first_channel(
     path:Path, # Picture file
     channel:int=0 # Channel to take; a picture with one channel has only that
@@ -111,6 +111,7 @@ def first_channel(
     except Exception as e: raise RedoError(f'cannot read {path} ({e}): replace it') from None
     return a if a.ndim==2 else a[...,channel]
 
+# %% ../../nbs/04_data.photos.ipynb #0bc0d239
 def cub_mask(
     path:Path # Segmentation PNG in any mode
 )->np.ndarray: # (H,W) uint8: 0 background, 1 bird
@@ -143,7 +144,7 @@ def _lfw(spec, root, seed):
         return name, root/'lfw_funneled'/person/f'{name}.jpg', mask
     return PhotoSource('lfw', {s: [row(s,*o) for o in _read_table(root/f, 2)] for s,f in lists.items()}, lfw_mask)
 
-# %% ../../nbs/04_data.photos.ipynb #1c65eb9a
+# %% ../../nbs/04_data.photos.ipynb #2f286de2
 class MixedSource(Source):
     "Pictures of several sets as one"
     def __init__(self,
@@ -167,6 +168,7 @@ class MixedSource(Source):
             truth = torch.cat([torch.full_like(p.images[:,0], 255) if p.truth is None else p.truth for _,p in parts])
         return Pictures(torch.cat([p.images for _,p in parts]), truth, [f'{name}/{o}' for name,p in parts for o in p.names])
 
+# %% ../../nbs/04_data.photos.ipynb #fe563bfd
 @register_source('+')
 def _mixed(spec, root, seed): return MixedSource(str(spec), [get_source(replace(o, flags=spec.flags), root, seed) for o in spec.parts])
 
@@ -189,7 +191,7 @@ DOWNLOADS = dict(
 # %% ../../nbs/04_data.photos.ipynb #aec38fbc
 SPLIT_LISTS = dict(cub=['train_val_test_split.txt'], lfw=['train.txt','val.txt','test.txt'])
 
-# %% ../../nbs/04_data.photos.ipynb #083e896a
+# %% ../../nbs/04_data.photos.ipynb #97bce9bc
 def md5_of(path:Path)->str:
     "MD5 of a file"
     h = hashlib.md5()
@@ -197,6 +199,7 @@ def md5_of(path:Path)->str:
         while (b := f.read(2**22)): h.update(b)
     return h.hexdigest()
 
+# %% ../../nbs/04_data.photos.ipynb #937c6938
 def _download(url, dest, md5, what, progress):
     "Download one file and check it; `what` says what to do by hand"
     by_hand = f'or get {dest.name} yourself and {what}'
@@ -223,7 +226,7 @@ def _unpack(archive, parts, root, what):
     for p in parts:
         if not (root/Path(p).name).exists(): os.replace(out/p, root/Path(p).name)
 
-# %% ../../nbs/04_data.photos.ipynb #37918611
+# %% ../../nbs/04_data.photos.ipynb #36675131
 def fetch(
     name:str, # 'flowers102', 'cub', 'lfw' or 'mnist'
     root:Path, # Folder to put the set into
@@ -244,6 +247,7 @@ def fetch(
     if left: print(f"{name}: put the authors' {', '.join(left)} (repository mickaelChen/ReDO) into {root}")
     return root
 
+# %% ../../nbs/04_data.photos.ipynb #027c858d
 def _fetch_one(root, url, md5, parts, what, progress):
     "Download, check and unpack one file, and write down what it was"
     work,path = root/'.downloads',root/'downloads.json'
