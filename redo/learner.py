@@ -81,11 +81,11 @@ recipes['fast'] = replace(recipes['paper'], name='fast', freeze_disc=True, reuse
 recipes['robust'] = replace(recipes['fast'], name='robust', steps=1000, bs=8, nf=0, nf_mask=0, nf_disc=0, w_z=1., ema=.95, lr_mask=3e-3, lr_gen=4e-4, lr_latent=4e-4, lr_disc=8e-4,
     decay=.5, resize='antialias', collapse=.02)
 
-# %% ../nbs/18_learner.ipynb #b883e7c4
+# %% ../nbs/18_learner.ipynb #4849629f
 recipe_reasons = dict(steps='two minutes at 32 px on a CPU', bs='more steps in the same time', nf='width follows the image size: 16 at 32 px, 64 at 128 px',
-    nf_mask='the cheapest network decides about every pixel: it keeps its width', nf_disc='a wide judge sees one-pixel seams: .94 instead of .91',
-    w_z='as good as 5 here', ema='single checkpoints swing', lr_mask='short runs: .88 instead of .86 at 1e-3', lr_gen='short runs', lr_latent='short runs', lr_disc='short runs',
-    decay='the last points come while the rates fall: .86 to .89', resize='no aliasing', collapse='an empty region is noticed',
+    nf_mask='the cheapest network decides about every pixel: it keeps its width', nf_disc='a wide judge sees one-pixel seams',
+    w_z='a lighter pull towards large regions', ema='single checkpoints swing', lr_mask='short runs', lr_gen='short runs', lr_latent='short runs', lr_disc='short runs',
+    decay='settles at the end', resize='no aliasing', collapse='an empty region is noticed',
     freeze_disc='same result, fewer gradients', reuse_fakes='saves a second drawing', fused='fewer passes over the weights')
 
 # %% ../nbs/18_learner.ipynb #5f6d9ad5
