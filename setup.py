@@ -6,4 +6,6 @@ from setuptools import setup
 cfg = ConfigParser()
 cfg.read(Path(__file__).parent/'settings.ini', encoding='utf-8')
 cfg = cfg['DEFAULT']
-setup(install_requires=cfg['requirements'].split(), extras_require=dict(dev=cfg['dev_requirements'].split()))
+extras = {k.removesuffix('_requirements'): v.split() for k,v in cfg.items() if k.endswith('_requirements')}
+extras['dev'] = [o for v in extras.values() for o in v] # developers test every extra
+setup(install_requires=cfg['requirements'].split(), extras_require=extras)

@@ -7,8 +7,9 @@ Docs: https://redo-segmentation.github.io/redo/all.html.md"""
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/50_all.ipynb #85177d2f
+# %% ../nbs/50_all.ipynb #0b1244ce
 from .core import *
+from .ranks import *
 from .metrics import *
 from .data.core import *
 from .data.folders import *
@@ -25,7 +26,13 @@ from .watch import *
 from .resume import *
 from .learner import *
 from .segment import *
+from .iem import *
+from .refine import *
+from .teach import *
+from .onnx import *
 from .experiment import *
+from .grid import *
+from .benchmark import *
 
 # %% ../nbs/50_all.ipynb #8410536b
 __all__ = [o for o in dir() if not o.startswith('_')]

@@ -37,12 +37,12 @@ class Decomposition:
         "Share of the image that each region covers"
         return self.masks.flatten(2).mean(-1)
 
-# %% ../nbs/00_core.ipynb #cd2ebd45
+# %% ../nbs/00_core.ipynb #ca871c8c
 class Decomposer(nn.Module):
     "A model that cuts images into regions: all that trainer, evaluator, commands and pictures rely on"
     phases = ('all',) # Phases of one training step, in order
     trains = {} # Phase -> names of the groups it updates; all of them where a phase is not listed
-    phase,step,amp = 'all',0,None # Current phase, finished steps, autocast dtype (None: as the weights are)
+    phase,step,amp = 'all',0,None # Current phase, finished steps, autocast dtype of training (None: as the weights are)
     config = {} # Arguments that build the same model again
     notes = {} # Plain values kept with the weights, such as which class each region is
 
@@ -69,7 +69,7 @@ class Decomposer(nn.Module):
         "Phases of `step`; a model may skip some of them on some steps"
         return list(self.phases)
     def forward(self, x):
-        with torch.autocast(x.device.type, dtype=self.amp, enabled=self.amp is not None):
+        with torch.autocast(x.device.type, dtype=self.amp, enabled=self.training and self.amp is not None):
             return self.losses(x, self.phase, self.step) if self.training else self.decompose(x).masks.float()
     def get_extra_state(self): return {'step': self.step}
     def set_extra_state(self, state): self.step = int(state.get('step', 0))

@@ -7,16 +7,17 @@ Docs: https://redo-segmentation.github.io/redo/model.html.md"""
 # %% auto #0
 __all__ = ['ReDO']
 
-# %% ../nbs/13_model.ipynb #817ee589
+# %% ../nbs/13_model.ipynb #b4470d6c
 import copy, torch
 from torch import nn, Tensor
 from fastcore.basics import patch
 from .core import *
+from .ranks import mean_ranks
 from .nets.layers import init_orthogonal
 from .nets.redo import *
 from .losses import *
 
-# %% ../nbs/13_model.ipynb #0324745f
+# %% ../nbs/13_model.ipynb #0026ea49
 class ReDO(Decomposer):
     "Unsupervised object segmentation by redrawing (Chen, Artières and Denoyer 2019)"
     phases = ('gen','disc')
@@ -40,19 +41,33 @@ class ReDO(Decomposer):
         disc_every:int=1, # The discriminator phase runs when step % disc_every == 0
         w_area:float=0., # Weight of the area hinge
         min_area:float=.1, # Smallest mean area of a region, for the area hinge
+        area_steps:int=0, # The area hinge is on for so many steps; 0: always
         w_binary:float=0., # Weight of the binarisation term
+        binary_steps:int=0, # Steps over which binarisation grows to its weight
+        w_concrete:float=0., # Weight of the concrete density of the areas
+        concrete_steps:int=0, # The concrete density is on for so many steps; 0: always
         ema:float=0., # Decay of a running average of the mask network, which then gives the masks in evaluation; 0: none
+        adversarial:str='hinge', # 'hinge' or 'relativistic'
+        r1:float=0., # Weight gamma of the R1 penalty
+        r1_every:int=16, # R1 every so many steps, as many times stronger
+        colour:float=0., # Strength of the colour changes through which the discriminator sees every picture (DiffAugment)
+        redraws:int=0, # Regions redrawn of each picture in a step: 1, at random, or 0 for all
+        shift:float=0., # Largest shift, in sides, of a redrawn region over other texture, in half of the composites
         freeze_disc:bool=False, # Skip the discriminator's weight gradients in the generator phase? Same result, cheaper
         reuse_fakes:bool=False, # Show the discriminator the composites of the generator phase instead of drawing them again?
+        one_pass:bool=False, # One pass through the discriminator for both phases? Same losses, cheaper; implies the two above
+        channels_last:bool=False, # Keep weights and images in channels-last memory order?
         seed:int=0 # Seed of the latents
     ):
         super().__init__()
         cfg = {k:v for k,v in locals().items() if k not in ('self','__class__')}
         self.config = cfg | {k: cfg[k] or nf for k in ('nf_mask','nf_gen','nf_disc','nf_latent')}
+        if adversarial not in adversarial_losses: raise RedoError(f"unknown adversarial loss '{adversarial}': use one of {', '.join(adversarial_losses)}")
+        if redraws not in (0,1): raise RedoError(f'redraws={redraws}: use 1 (one region of each picture) or 0 (all)')
         for k,v in self.config.items(): setattr(self, k, v)
         self.build()
 
-# %% ../nbs/13_model.ipynb #78b275ce
+# %% ../nbs/13_model.ipynb #1df41e44
 @patch
 def build(self:ReDO):
     "Build and initialise all networks"
@@ -62,7 +77,8 @@ def build(self:ReDO):
     self.latent = LatentEncoder(self.n_regions, self.size, self.nz, self.nf_latent) if self.w_z else None
     init_orthogonal(self, self.gain)
     self.mask_ema = copy.deepcopy(self.mask).requires_grad_(False) if self.ema else None
-    self._fakes = None
+    self.kept = None
+    if self.channels_last: self.to(memory_format=torch.channels_last)
 
 # %% ../nbs/13_model.ipynb #74f6cc94
 @patch
@@ -71,12 +87,20 @@ def groups(self:ReDO)->dict: # 'mask', 'regions', 'latent' (where there is one),
     nets = dict(mask=self.mask, regions=self.region, latent=self.latent, disc=self.disc)
     return {k: list(m.parameters()) for k,m in nets.items() if m is not None}
 
-# %% ../nbs/13_model.ipynb #9cf4cd72
+# %% ../nbs/13_model.ipynb #58c05b99
 @patch
 def decompose(self:ReDO, x:Tensor)->Decomposition: # Images (B,3,H,W) in [-1,1]
     "Cut images into regions; in evaluation with the averaged mask network where there is one"
     net = self.mask_ema if self.mask_ema is not None and not self.training else self.mask
     return Decomposition(net(x))
+
+@patch
+def textures(self:ReDO,
+    z:Tensor, # Latents, (B,K,nz)
+    masks:Tensor # Soft masks, (B,K,H,W)
+)->Tensor: # (B,K,3,H,W) in [-1,1]
+    "What every generator paints, over the whole frame"
+    return torch.stack([g(z[:,k], masks[:,k:k+1]) for k,g in enumerate(self.region)], 1)
 
 @patch
 def redraw(self:ReDO,
@@ -86,50 +110,166 @@ def redraw(self:ReDO,
 )->tuple: # Regions (B,K,3,H,W), mask times texture, and composites (B,K,3,H,W), one redrawn region each
     "Paint every region with new texture and put it back into the image"
     if masks is None: masks = self.decompose(x).masks
-    textures = torch.stack([g(z[:,k], masks[:,k:k+1]) for k,g in enumerate(self.region)], 1)
-    regions = masks[:,:,None]*textures
+    regions = masks[:,:,None]*self.textures(z, masks)
     return regions, regions + (1-masks[:,:,None])*x[:,None]
 
-# %% ../nbs/13_model.ipynb #76529b23
+# %% ../nbs/13_model.ipynb #222307d2
+@patch
+def draw(self:ReDO, n:int, stream:str, step:int, f)->Tensor: # This process's n rows of what `f(rows, generator)` draws
+    "Random numbers of a step: a function of (seed, stream, step) alone"
+    i,world = getattr(self, 'shard', (0,1))
+    return f(n*world, step_generator(self.seed, stream, step))[i*n:(i+1)*n]
+
 @patch
 def noise(self:ReDO, n:int, step:int, device='cpu')->Tensor: # (n,K,nz)
-    "Standard normal latents of a step: a function of (seed, step) alone"
-    return torch.randn(n, self.n_regions, self.nz, device=device, generator=step_generator(self.seed, 'z', step, device))
+    "Standard normal latents of a step"
+    return self.draw(n, 'z', step, lambda m,g: torch.randn(m, self.n_regions, self.nz, generator=g)).to(device, non_blocking=True)
 
-# %% ../nbs/13_model.ipynb #81e2e79a
+# %% ../nbs/13_model.ipynb #0649a461
+@patch
+def shifted(self:ReDO,
+    t:Tensor, # Textures, (B,K,3,H,W)
+    masks:Tensor, # Soft masks, (B,K,H,W)
+    step:int # Step, for the shifts
+)->Tensor: # (B,K,3,H,W)
+    "Each region moved by up to `shift` of the side over the textures of the others (PerturbGAN)"
+    b,k,_,h,w = t.shape
+    far = int(self.shift*h)
+    dy,dx = self.draw(b, 'shift', step, lambda n,g: torch.randint(-far, far+1, (n,k,2), generator=g)).to(t.device).flatten(0,1).unbind(1)
+    m,eps = masks[:,:,None].float(),1e-3
+    others = ((m+eps)*t).sum(1, keepdim=True) - (m+eps)*t
+    back = others/(1-m+(k-1)*eps)
+    both = shift_images(torch.cat([m*t, m], 2).flatten(0,1), dy, dx).view(b, k, 4, h, w)
+    return both[:,:,:3] + (1-both[:,:,3:])*back
+
+# %% ../nbs/13_model.ipynb #10ce75e2
+@patch
+def composites(self:ReDO,
+    x:Tensor, # Images to cut and redraw, (B,3,H,W)
+    z:Tensor, # Latents, (B,K,nz)
+    step:int # Step, for the choice of regions
+)->tuple: # Masks (B,K,H,W), regions (B,K,3,H,W), composites (N,3,H,W) for the discriminator
+    "Cut, redraw, and choose what the discriminator gets to see"
+    masks = self.decompose(x).masks
+    t = self.textures(z, masks)
+    regions = masks[:,:,None]*t
+    fakes = regions + (1-masks[:,:,None])*x[:,None]
+    if self.shift:
+        odd = self.draw(len(x), '', 0, lambda n,g: torch.arange(n) % 2 == 1).to(x.device)
+        fakes = torch.where(odd[:,None,None,None,None], self.shifted(t, masks, step), fakes)
+    if not self.redraws: return masks, regions, fakes.flatten(0,1)
+    k = self.draw(len(x), 'region', step, lambda n,g: torch.randint(self.n_regions, (n,), generator=g)).to(x.device)
+    return masks, regions, fakes[torch.arange(len(x), device=x.device), k]
+
+# %% ../nbs/13_model.ipynb #7b9fb8dd
+@patch
+def mask_terms(self:ReDO,
+    masks:Tensor, # Soft masks, (B,K,H,W)
+    step:int # Number of finished steps
+)->dict: # Name -> (weight now, value)
+    "The terms on the masks that are on at this step"
+    on = lambda n: not n or step < n
+    res = {}
+    if self.w_area and on(self.area_steps): res['area'] = self.w_area,area_hinge(masks, self.min_area)
+    if self.w_concrete and on(self.concrete_steps): res['concrete'] = self.w_concrete,concrete_pdf(masks)
+    if self.w_binary: res['binary'] = self.w_binary*(min(1, step/self.binary_steps) if self.binary_steps else 1),binarisation(masks)
+    return res
+
+# %% ../nbs/13_model.ipynb #8dae635f
+@patch
+def seen(self:ReDO, x:Tensor, step:int, kind:str)->Tensor: # Same shape
+    "Images as the discriminator sees them"
+    if not self.colour: return x
+    return jitter_colors(x, self.colour, self.draw(len(x), kind, step, lambda n,g: torch.rand(n, 3, generator=g)).to(x.device))
+
+# %% ../nbs/13_model.ipynb #45c6452c
 @patch
 def gen_losses(self:ReDO,
     x:Tensor, # Images to cut and redraw, (B,3,H,W)
-    z:Tensor # Latents, (B,K,nz)
+    reals:Tensor, # Real images of an independent batch, (B',3,H,W)
+    z:Tensor, # Latents, (B,K,nz)
+    step:int # Number of finished steps
 )->dict: # 'loss' and its parts
     "Losses of mask network, generators and latent encoder"
-    if self.freeze_disc: self.disc.requires_grad_(False)
-    masks = self.decompose(x).masks
-    regions,fakes = self.redraw(x, z, masks)
-    if self.reuse_fakes: self._fakes = fakes.detach()
-    res = {'adv': gen_adversarial(self.disc(fakes.flatten(0,1))), 'smallest': masks.detach().float().mean((0,2,3)).min()}
-    self.disc.requires_grad_(True)
+    masks,regions,fakes = self.composites(x, z, step)
+    res = {'adv': self.adversarial_loss(fakes, reals, step), 'smallest': mean_ranks(masks.detach().float().mean((0,2,3))).min()}
     loss = res['adv']
     if self.w_z: res['z'] = conservation(z, self.latent(regions.sum(1))); loss = loss + self.w_z*res['z']
-    if self.w_area: res['area'] = area_hinge(masks, self.min_area); loss = loss + self.w_area*res['area']
-    if self.w_binary: res['binary'] = binarisation(masks); loss = loss + self.w_binary*res['binary']
+    for k,(w,v) in self.mask_terms(masks, step).items(): res[k] = v; loss = loss + w*v
     return {'loss': loss, **res}
 
-# %% ../nbs/13_model.ipynb #54ca0200
+# %% ../nbs/13_model.ipynb #5e13cb11
+@patch
+def adversarial_loss(self:ReDO,
+    fakes:Tensor, # Composites, (N,3,H,W)
+    reals:Tensor, # Real images, (B',3,H,W)
+    step:int # Number of finished steps
+)->Tensor: # Scalar
+    "What the discriminator's opinion costs the other networks"
+    if self.one_pass and self.amp != torch.float16: return self.judge_once(fakes, reals, step)
+    if self.freeze_disc: self.disc.requires_grad_(False)
+    if self.reuse_fakes: self.kept = step,fakes.detach()
+    fake = self.disc(self.seen(fakes, step, 'fake'))
+    real = self.disc(self.seen(reals, step, 'real')).detach() if self.adversarial != 'hinge' else fake.detach()
+    self.disc.requires_grad_(True)
+    return adversarial_losses[self.adversarial][1](real, fake)
+
+# %% ../nbs/13_model.ipynb #7fd0315f
+class _Given(torch.autograd.Function):
+    "A value whose gradients are already known"
+    @staticmethod
+    def forward(ctx, value, grads, *tensors):
+        ctx.grads = grads
+        return value.clone()
+    @staticmethod
+    def backward(ctx, g): return None,None,*[o*g.to(o.dtype) for o in ctx.grads]
+
+# %% ../nbs/13_model.ipynb #d53c70e7
+@patch
+def judge_once(self:ReDO,
+    fakes:Tensor, # Composites, (N,3,H,W)
+    reals:Tensor, # Real images, (B',3,H,W)
+    step:int # Number of finished steps
+)->Tensor: # Scalar: the adversarial loss; the discriminator's loss is kept for its phase
+    "Losses and gradients of both players from a single pass through the discriminator"
+    n,leaf,(loss_d,loss_g) = len(fakes),fakes.detach().requires_grad_(),adversarial_losses[self.adversarial]
+    params = list(self.disc.parameters())
+    logits = self.disc(torch.cat([self.seen(leaf, step, 'fake'), self.seen(reals, step, 'real')]))
+    d = logits.detach().requires_grad_()
+    ld,lg = loss_d(d[n:], d[:n]),loss_g(d[n:], d[:n])
+    a,b = torch.autograd.grad(ld, d)[0],torch.autograd.grad(lg, d)[0]
+    up = torch.where(a.abs() < 2.**-60, b*2.**-60, a)
+    g,*grads = torch.autograd.grad(logits, [leaf,*params], up)
+    ratio = torch.where(a.abs() < 2.**-60, 2.**60, b/a)[:n,None,None,None]
+    self.kept = step,(ld.detach(), grads, d[n:].detach().mean(), d[:n].detach().mean())
+    return _Given.apply(lg.detach(), (g*ratio,), fakes)
+
+# %% ../nbs/13_model.ipynb #8cfc5b06
 @patch
 def disc_losses(self:ReDO,
     x:Tensor, # Images to cut and redraw, (B,3,H,W)
     reals:Tensor, # Real images of an independent batch, (B',3,H,W)
-    z:Tensor # Latents of the generator phase, (B,K,nz)
-)->dict: # 'loss' and the mean logits of both sides
+    z:Tensor, # Latents of the generator phase, (B,K,nz)
+    step:int # Number of finished steps
+)->dict: # 'loss' and its parts
     "Loss of the discriminator"
-    if self._fakes is not None: fakes,self._fakes = self._fakes,None
+    (when,kept),self.kept = self.kept or (-1,None),None
+    if when == step and isinstance(kept, tuple):
+        loss,grads,real,fake = kept
+        loss = _Given.apply(loss, grads, *self.disc.parameters())
     else:
-        with torch.no_grad(): fakes = self.redraw(x, z)[1]
-    real,fake = self.disc(reals),self.disc(fakes.flatten(0,1))
-    return {'loss': disc_hinge(real, fake), 'real': real.detach().mean(), 'fake': fake.detach().mean()}
+        if when == step: fakes = kept
+        else:
+            with torch.no_grad(): fakes = self.composites(x, z, step)[2]
+        real,fake = self.disc(self.seen(reals, step, 'real')),self.disc(self.seen(fakes, step, 'fake'))
+        loss = adversarial_losses[self.adversarial][0](real, fake)
+    res = {'real': real.detach().mean(), 'fake': fake.detach().mean()}
+    if self.r1 and step % self.r1_every == 0:
+        with torch.autocast(x.device.type, enabled=False): res['r1'] = r1_penalty(self.disc, reals)
+        loss = loss + self.r1*self.r1_every*res['r1']
+    return {'loss': loss, **res}
 
-# %% ../nbs/13_model.ipynb #64c61f4e
+# %% ../nbs/13_model.ipynb #6d5c598b
 @patch
 def losses(self:ReDO,
     x:Tensor, # Batch, (2B,3,H,W) in [-1,1]: B images to redraw, then B reals
@@ -139,9 +279,10 @@ def losses(self:ReDO,
 )->dict: # 'loss' and its parts
     "Losses of one half of a ReDO step"
     if len(x) < 2: raise RedoError('a ReDO batch needs at least 2 images, one to redraw and one real: use a larger batch')
+    if self.channels_last: x = x.contiguous(memory_format=torch.channels_last)
     x,reals = x.chunk(2)
     if z is None: z = self.noise(len(x), step, x.device)
-    return self.gen_losses(x, z) if phase == 'gen' else self.disc_losses(x, reals, z)
+    return (self.gen_losses if phase == 'gen' else self.disc_losses)(x, reals, z, step)
 
 # %% ../nbs/13_model.ipynb #437c8a3b
 @patch

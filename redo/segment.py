@@ -9,7 +9,7 @@ __all__ = ['RESULT_KINDS', 'RESULT_NAMES', 'load_model', 'window_starts', 'scale
            'border_share', 'region_labels', 'Segmentation', 'cut_windows', 'own_size', 'segment_images',
            'segment_image', 'find_pictures', 'segment_files', 'redraw_files']
 
-# %% ../nbs/19_segment.ipynb #a9334274
+# %% ../nbs/19_segment.ipynb #2caae76a
 import itertools, json, math, re, torch, torch.nn.functional as F
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from .data.core import PICTURES, fit_image, parallel_map
 from .data.folders import picture_files
 from .data.loaders import to_picture
 from .model import ReDO
-from .weights import load_published, safe_load
+from .weights import load_published, packaged_models, safe_load
 from .watch import palette, preview_grid
 
 # %% ../nbs/19_segment.ipynb #e3d3d486
@@ -50,17 +50,18 @@ def _model_folder(path):
     if (path/'checkpoint.pth').exists(): return _model_file(path/'checkpoint.pth')
     raise RedoError(f'{path} holds no model: name a folder with model.safetensors, or one of a run')
 
-# %% ../nbs/19_segment.ipynb #3c739477
+# %% ../nbs/19_segment.ipynb #42738689
 def load_model(
-    name, # Folder of weights or of a run, a `.pth` (published, or a run's checkpoint), or 'user/repository' on the hub
+    name, # Folder of weights or of a run, a `.pth` (published, or a run's checkpoint), a packaged model ('flowers'), or 'user/repository' on the hub
     device=None, # Where to; the best device at hand where None
     need:tuple=('mask',) # Networks that must be trained: 'mask', 'region', 'disc', 'latent'
 )->ReDO: # In evaluation mode
     "A trained model by name; a `RedoError` where there is none or it lacks a network"
     path = Path(name).expanduser()
-    if not path.exists() and (path.suffix or str(name).count('/') != 1 or str(name)[0] in './~'):
+    ours = str(name) in packaged_models() and not any((path/o).exists() for o in ('weights','model.safetensors','checkpoint.pth'))
+    if not ours and not path.exists() and (path.suffix or str(name).count('/') != 1 or str(name)[0] in './~'):
         raise RedoError(f'there is no model {name}: name a folder of weights or of a run, a .pth file, or user/repository on the hub')
-    model = _model_folder(path) if path.is_dir() else _model_file(path) if path.exists() else ReDO.from_pretrained(name)
+    model = ReDO.from_pretrained(name) if ours else _model_folder(path) if path.is_dir() else _model_file(path) if path.exists() else ReDO.from_pretrained(name)
     lacks = [o for o in need if o in getattr(model, 'lacks', ())]
     if lacks: raise RedoError(f"{name} holds no trained '{lacks[0]}' network, which this needs: use a file that has it")
     return model.to(pick_device(device))
@@ -287,7 +288,7 @@ def _save(seg, stem, kinds):
     for k in kinds:
         with atomic_path(f'{stem}.{k}.png') as p: getattr(seg, k)().save(p)
 
-# %% ../nbs/19_segment.ipynb #a67ecb8e
+# %% ../nbs/19_segment.ipynb #ba71d227
 def segment_files(
     model:Decomposer, # Any trained decomposer
     paths:list, # Files and folders
@@ -296,7 +297,8 @@ def segment_files(
     background:int=None, # Index of the background region; None: see `region_labels`
     kinds:tuple=RESULT_KINDS, # Pictures to write: 'mask', 'overlay', 'cutout'
     bs:int=16, # Pictures at a time
-    progress:bool=True # Show a progress bar?
+    progress:bool=True, # Show a progress bar?
+    after:callable=None # `Segmentation` -> `Segmentation`, done to every result before it is written, such as [refinement](refine.html)
 )->dict: # What `regions.json` holds: 'labels' of the regions, where they come from, 'pictures' and 'failed'
     "Segment pictures and write `NAME.mask.png`, `NAME.overlay.png`, `NAME.cutout.png` and one `regions.json`"
     out,items,labels = Path(out),find_pictures(paths, out),None
@@ -313,7 +315,11 @@ def segment_files(
             masks,known = segment_images(model, [i for *_,i in good], size)
             if labels is None: labels,res['how'] = region_labels(masks, background, model.notes.get('assignment'), known)
             segs = [Segmentation(i, m, labels) for (*_,i),m in zip(good, masks)]
-            rows = parallel_map(lambda o: (_save(o[0], out/o[1], kinds), o[0].regions())[1], list(zip(segs, [n for _,n,_ in good])))
+            def done(o):
+                seg = after(o[0]) if after else o[0]
+                _save(seg, out/o[1], kinds)
+                return seg.regions()
+            rows = parallel_map(done, list(zip(segs, [n for _,n,_ in good])))
             res['pictures'] += [dict(file=str(f), name=n, size=list(i.size), regions=r) for (f,n,i),r in zip(good, rows)]
     finally:
         res['labels'] = labels

@@ -7,7 +7,7 @@ Docs: https://redo-segmentation.github.io/redo/watch.html.md"""
 # %% auto #0
 __all__ = ['palette', 'to_uint8', 'color_labels', 'overlay', 'preview_grid', 'PreviewCallback', 'CollapseGuard']
 
-# %% ../nbs/16_watch.ipynb #98e89b61
+# %% ../nbs/16_watch.ipynb #e1e24ff6
 import math, torch
 from pathlib import Path
 from PIL import Image
@@ -16,6 +16,7 @@ from fastai.basics import *
 from fastai.callback.tracker import TrackerCallback
 from fastai.torch_core import get_model
 from .core import *
+from .ranks import agree, is_main
 from .train import LossHistory
 
 # %% ../nbs/16_watch.ipynb #b9249352
@@ -75,7 +76,7 @@ def preview_grid(
 # %% ../nbs/16_watch.ipynb #285a5b4b
 from IPython.display import display
 
-# %% ../nbs/16_watch.ipynb #0f6a6fd9
+# %% ../nbs/16_watch.ipynb #1bcd0ec6
 class PreviewCallback(Callback):
     "Draw `preview_grid` of some validation pictures after every validation"
     order,run_valid = 70,False
@@ -87,6 +88,7 @@ class PreviewCallback(Callback):
     ): store_attr()
     def before_fit(self):
         self.run = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
+        self.run = self.run and is_main()
         if self.run and not hasattr(self, 'batch'):
             x,*y = self.dls.valid.one_batch()
             self.batch = [o[:self.n].as_subclass(Tensor).cpu() for o in (x,*y)]
@@ -99,7 +101,7 @@ class PreviewCallback(Callback):
             if hasattr(self, 'out'): self.out.update(self.image)
             else: self.out = display(self.image, display_id=True)
 
-# %% ../nbs/16_watch.ipynb #9f8e9fe2
+# %% ../nbs/16_watch.ipynb #1a34dce3
 class CollapseGuard(Callback):
     "Restart, or stop, a run one of whose regions is empty on training and validation data"
     order = 65
@@ -124,12 +126,12 @@ class CollapseGuard(Callback):
     def after_train(self): self.n_iter_train = max(1, self.n_iter)
     def after_epoch(self):
         if not self.count: return
-        valid,train = (self.areas/self.count).min().item(),self._train_area()
+        valid,train = agree(((self.areas/self.count).min().item(), self._train_area()))
         if not (valid < self.threshold and not train >= self.threshold): return
         net = get_model(self.model)
         again = (self.until is None or net.step <= self.until) and len(self.events) < self.restarts
         what = 'restarting' if again else 'stopping'
-        print(f'collapsed at step {net.step}: smallest region {valid:.3f} of the validation pictures, {train:.3f} in training; {what}')
+        if is_main(): print(f'collapsed at step {net.step}: smallest region {valid:.3f} of the validation pictures, {train:.3f} in training; {what}')
         self.events.append(dict(step=net.step, valid=valid, train=train, action=what, row=len(self.learn.loss_history.steps)))
         if not again: self.stopped = True; raise CancelFitException()
         self._restart(net)

@@ -8,7 +8,7 @@ Docs: https://redo-segmentation.github.io/redo/data.loaders.html.md"""
 __all__ = ['NetRange', 'to_picture', 'MemorySet', 'items_set', 'take', 'MemoryDL', 'RedoLoaders', 'redo_dataloaders', 'FitFrame',
            'redo_datablock']
 
-# %% ../../nbs/02b_data.loaders.ipynb #de3846c3
+# %% ../../nbs/02b_data.loaders.ipynb #9302e404
 import io
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +28,7 @@ from fastai.vision.data import get_grid
 from fastai.vision.learner import show_results # registers how pictures and masks are shown
 from fasttransform import DisplayedTransform
 from ..core import RedoError, pick_device, step_generator
+from ..ranks import mine
 from .core import Pictures, Source, Spec, parse_spec, get_source, as_size, fit_image, to_rgb, read_image, parallel_map
 from .folders import picture_files
 
@@ -111,10 +112,11 @@ def take(
     cols = cols.expand(len(idx), -1) if flip is None else torch.where(flip[:,None], w-1-cols, cols)
     return images[idx[:,None,None,None], ch[:,None,None], (top[:,None]+rows)[:,None,:,None], (left[:,None]+cols)[:,None,None,:]]
 
-# %% ../../nbs/02b_data.loaders.ipynb #dc58c9a9
+# %% ../../nbs/02b_data.loaders.ipynb #4e02304a
 class MemoryDL(TfmdDL):
     "Batches of pictures that live on the device; those of training are a function of seed and step"
     _own = 'size train seed flip reals resize n_steps'.split()
+    shares = True # Training batches hold this process's share only
     def __init__(self,
         dataset, # `MemorySet`, `Pictures`, or what `items_set` takes
         bs:int=32, # Pictures in a batch (with `reals`, a training batch has twice as many)
@@ -165,19 +167,20 @@ def indices(self:MemoryDL,
         pos += len(res[-1])
     return torch.cat(res)
 
-# %% ../../nbs/02b_data.loaders.ipynb #52570dfa
+# %% ../../nbs/02b_data.loaders.ipynb #ff2ee803
 @patch
 def train_batch(self:MemoryDL,
     step:int # Training step
 )->tuple: # (TensorImage (bs or 2*bs,3,h,w) uint8,)
     "Training batch of a step, before `after_batch`"
     images,(h,w) = self.dataset.images,self.size
-    idx = torch.cat([self.indices(o, step) for o in (('pictures','reals') if self.reals else ('pictures',))])
-    (H,W),dev,g = images.shape[-2:],images.device,step_generator(self.seed, 'augment', step)
-    if not self.flip and (H,W) == (h,w): return (TensorImage(images[idx]),)
-    top,left = (torch.randint(o+1, idx.shape, generator=g).to(dev, non_blocking=True) for o in (H-h,W-w))
-    flip = (torch.rand(idx.shape, generator=g) < .5).to(dev, non_blocking=True) if self.flip else None
-    return (TensorImage(take(images, idx, self.size, top, left, flip)),)
+    idx = torch.stack([self.indices(o, step) for o in (('pictures','reals') if self.reals else ('pictures',))])
+    (H,W),g = images.shape[-2:],step_generator(self.seed, 'augment', step)
+    own = lambda o: mine(o, 1).flatten().to(images.device, non_blocking=True)
+    if not self.flip and (H,W) == (h,w): return (TensorImage(images[own(idx)]),)
+    top,left = (own(torch.randint(o+1, idx.shape, generator=g)) for o in (H-h,W-w))
+    flip = own(torch.rand(idx.shape, generator=g) < .5) if self.flip else None
+    return (TensorImage(take(images, own(idx), self.size, top, left, flip)),)
 
 # %% ../../nbs/02b_data.loaders.ipynb #8d0ca1fd
 @patch

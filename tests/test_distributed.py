@@ -1,0 +1,101 @@
+"Two processes that train together give the losses of one with the whole batch"
+import json, os, subprocess, sys, warnings
+from pathlib import Path
+import pytest
+
+# Adam makes full steps of gradients that are nothing but rounding, so the learning rates are small
+slow = dict(lr_mask=1e-5, lr_gen=1e-5, lr_latent=1e-5, lr_disc=1e-5)
+cases = dict(paper=dict(recipe='paper', **slow), robust=dict(recipe='robust', nf_mask=8, nf_disc=8, collapse=0., bf16=False, w_area=1., min_area=.45, w_binary=1., ema=.9, **slow),
+    options=dict(recipe='fast', bf16=False, adversarial='relativistic', r1=1., r1_every=2, colour=1., redraws=1, shift=.125, w_concrete=1., w_area=1., min_area=.4175, **slow),
+    pairs=dict(recipe='paper', adversarial='relativistic', **slow),
+    collapse=dict(recipe='paper', w_z=0., collapse=.9, restarts=1, **slow))
+argv = 'digits --steps 4 --set nf=4,bf16=false,lr_mask=1e-5,lr_gen=1e-5,lr_latent=1e-5,lr_disc=1e-5 --device cpu --no-previews --no-progress'.split()
+
+def learner(out, name, **kw):
+    "A tiny learner of one case"
+    import redo.data.toy
+    from redo.data.loaders import redo_dataloaders
+    from redo.learner import redo_learner
+    dls = redo_dataloaders('digits', bs=4, device='cpu', flip=True, crop=1.125, progress=False)
+    return redo_learner(dls, nf=8, bs=4, checkpoint=out/f'{name}.pth', **cases[name], **kw)
+
+def bare(learn):
+    "Neither bars nor lines"
+    learn.remove_cbs([cb for cb in learn.cbs if cb.name == 'progress'])
+    learn.logger = lambda *args: None
+    return learn
+
+def train(out):
+    "All cases, six steps each; for resume also half a run; the loader of the last is fastai's own"
+    import torch
+    from fastai.data.core import DataLoaders
+    from redo.data.toy import digits_arrays
+    from redo.learner import redo_learner
+    from redo.train import StepBudget
+    res = {}
+    for name in cases:
+        bare(learn := learner(out, name)).fit_steps(6, every=3)
+        if 'adversarial' in cases[name]: # only differences of logits matter: the last bias has no gradient but rounding
+            for o in learn.loss_history.steps+learn.loss_history.scores: o['disc_fake'] -= o.pop('disc_real')
+        res[name] = learn.loss_history.steps,[{k: v for k,v in o.items() if k != 'seconds'} for o in learn.loss_history.scores],getattr(learn, 'collapse_guard', learn).__dict__.get('events')
+    bare(learn := learner(out, 'paper')).checkpoint.path = out/'half.pth'
+    learn.fit(1, cbs=StepBudget(6, 3))
+    x = digits_arrays('train', 32)[0][:24].float()/127.5-1
+    bare(learn := redo_learner(DataLoaders.from_dsets([(o,) for o in x], [(o,) for o in x[:8]], bs=8, shuffle=False, num_workers=0, device='cpu'), recipe='paper', nf=8)).fit(1)
+    res['fastai'] = learn.loss_history.steps,[],None
+    return res
+
+def main(out):
+    "What each of the processes does"
+    from redo.cli import redo_train, run_command
+    from redo.ranks import is_main, start_ranks
+    start_ranks('cpu')
+    res = train(out)
+    if is_main(): (out/'two.json').write_text(json.dumps(res))
+    if run_command(redo_train.__wrapped__, [*argv, '--out', str(out/'odd'), '--bs', '3']) != 1: sys.exit('a batch of 3 was shared by 2')
+    sys.exit(run_command(redo_train.__wrapped__, [*argv, '--out', str(out/'run'), '--bs', '4', '--results', str(out/'results.jsonl')]))
+
+def close(a, b):
+    "Largest difference of two lists of rows, in units of 1 or of the value where that is larger"
+    assert [list(o) for o in a] == [list(o) for o in b]
+    return max((abs(v-q[k])/max(1, abs(v)) for r,q in zip(a, b) for k,v in r.items()), default=0.)
+
+def test_two_processes(tmp_path):
+    "Losses, scores and restarts of every case, resume by one process, the command, and a batch that cannot be shared"
+    import pandas as pd
+    from redo.cli import redo_train, run_command
+    one,two = tmp_path/'one',tmp_path/'two'
+    one.mkdir(), two.mkdir()
+    env = dict(os.environ, PYTHONPATH=os.getcwd(), PYTHONWARNINGS='ignore')
+    cmd = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', __file__, str(two)]
+    p = subprocess.Popen(cmd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        want = train(one)
+        assert run_command(redo_train.__wrapped__, [*argv, '--bs', '4', '--out', str(one/'run')]) == 0
+        said,err = p.communicate(timeout=300)
+    finally: p.kill()
+    assert p.returncode == 0, err
+    got = json.loads((two/'two.json').read_text())
+    diff = {k: (close(want[k][0], got[k][0]), close(want[k][1], got[k][1])) for k in want}
+    assert max(map(max, diff.values())) < 1e-5, diff
+    assert [len(o[0]) for o in want.values()] == [6]*5+[3]
+    events = [[e['action'] for e in o['collapse'][2]] for o in (want,got)]
+    assert events == [['restarting','stopping']]*2, events
+    assert said.count('collapsed at step') == 2 and said.count('iou_set') == 1, said # printed by one process
+    assert 'redo-train: a batch of 3 cannot be shared evenly by 2 processes: use a multiple of 2 as batch size\n' in err, err
+    assert not (two/'odd').exists()
+    # one process goes on with what two have written
+    again = bare(learner(one, 'paper').resume(two/'half.pth'))
+    assert again.model.step == 3
+    again.fit_steps(6, every=3)
+    assert close(want['paper'][0], again.loss_history.steps) < 1e-5
+    # the command: same losses, written once
+    rows = [pd.read_csv(o/'run/losses.csv').to_dict('records') for o in (one,two)]
+    assert len(rows[0]) == 4 and close(*rows) < 1e-5
+    assert len((two/'results.jsonl').read_text().splitlines()) == 1
+    files = [sorted(f.name for f in (o/'run').rglob('*')) for o in (one,two)]
+    assert files[0] == files[1] and 'summary.json' in files[1], files
+
+if __name__ == '__main__':
+    warnings.filterwarnings('ignore')
+    main(Path(sys.argv[1]))
