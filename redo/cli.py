@@ -248,11 +248,11 @@ def redo_redraw(
     print(f"{len(res['files'])} grids in {out}")
     return res
 
-# %% ../nbs/43_cli.ipynb #935d1901
+# %% ../nbs/43_cli.ipynb #ec7722c0
 @command(['redo-evaluate --model redo-digits-1', 'redo-evaluate --model flowers --data flowers17 --split test --json scores.json',
           'redo-evaluate --method iem --data flowers17'])
 def redo_evaluate(
-    model:str=None, # Folder of weights or of a run, a .pth file (published, or a run's checkpoint), or user/repository on the hub
+    model:str=None, # Folder of weights or of a run, a .pth file (published, or a run's checkpoint), or user/repository on the hub (default: flowers, from the package)
     method:str='trained', # What to score: trained (with --model), or iem, which needs no model
     size:int=None, # Side of the pictures, for --method iem only (default: 128)
     data:str=None, # Data set, or a folder with images/ and masks/ (default: what the model was trained on)
