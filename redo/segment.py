@@ -121,7 +121,7 @@ def border_share(
     top,bottom,left,right = masks[:,0],masks[:,-1],masks[:,1:-1,0],masks[:,1:-1,-1]
     return torch.cat([top,bottom,left,right], 1).mean(1)
 
-# %% ../nbs/19_segment.ipynb #fbb0e2c7
+# %% ../nbs/19_segment.ipynb #83a5223d
 def region_labels(
     masks:list, # Soft masks of some pictures, (K,h,w) each
     background:int=None, # Index of the background region; None: not given
@@ -133,7 +133,7 @@ def region_labels(
     if background is not None and not 0 <= background < k: raise RedoError(f'background region {background} does not exist: the model has regions 0 to {k-1}')
     if background is None and assignment is not None and len(assignment) == k:
         free = itertools.count(max(max(assignment), 0)+1)
-        return [o if o >= 0 else next(free) for o in assignment],'as the training run found on its validation pictures'
+        return [o if o >= 0 else next(free) for o in assignment],'as noted with the weights'
     if background is not None: how = 'as told'
     elif known is not None: background,how = known,'as the model knows'
     else:
