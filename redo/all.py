@@ -7,7 +7,7 @@ Docs: https://redo-segmentation.github.io/redo/all.html.md"""
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/50_all.ipynb #0b1244ce
+# %% ../nbs/50_all.ipynb #d87f2064
 from .core import *
 from .ranks import *
 from .metrics import *
@@ -32,6 +32,7 @@ from .teach import *
 from .onnx import *
 from .experiment import *
 from .grid import *
+from .timing import *
 from .benchmark import *
 
 # %% ../nbs/50_all.ipynb #8410536b

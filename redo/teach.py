@@ -269,7 +269,7 @@ def graduate(
     res.step,res.notes = model.step,dict(model.notes)
     return res.eval()
 
-# %% ../nbs/19c_teach.ipynb #fbe3a039
+# %% ../nbs/19c_teach.ipynb #e17c2a46
 def object_scores(
     p:Tensor, # How likely each pixel is object, (N,H,W)
     truth:Tensor # (N,H,W), 255 for unknown
@@ -279,6 +279,7 @@ def object_scores(
     s.add(torch.stack([1-p, p], 1), truth.long())
     return s.compute([0,1])
 
+# %% ../nbs/19c_teach.ipynb #655de638
 def pupil_scores(
     model:ReDO, # Taught model
     pics:Pictures, # Pictures with their truth
