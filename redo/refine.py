@@ -59,12 +59,20 @@ def guided_filter(
     q = torch.stack([(to(a[:,k], (h,w))*img).sum(1) + to(b[:,k:k+1], (h,w))[:,0] for k in range(masks.shape[1])], 1).clamp(0, 1)
     return q/q.sum(1, keepdim=True).clamp(min=1e-6)
 
-# %% ../nbs/19b_refine.ipynb #9137edeb
+# %% ../nbs/19b_refine.ipynb #def178d4
 def _cv2():
     "OpenCV, if it is there"
     try: import cv2
     except ImportError: raise RedoError("refinement by 'grabcut' needs OpenCV: pip install redo-segmentation[refine], or use 'guided'") from None
     return cv2
+
+def _grabcut(img, m, rounds, rect=None):
+    "One run of GrabCut on a picture (3,H,W) uint8, from labels `m` or from a rectangle: bool (H,W)"
+    cv2 = _cv2()
+    cv2.setRNGSeed(0)
+    bgr = np.ascontiguousarray(img.permute(1,2,0).numpy()[...,::-1])
+    cv2.grabCut(bgr, m, rect, np.zeros((1,65)), np.zeros((1,65)), rounds, cv2.GC_INIT_WITH_MASK if rect is None else cv2.GC_INIT_WITH_RECT)
+    return torch.from_numpy((m == cv2.GC_FGD) | (m == cv2.GC_PR_FGD))
 
 def grabcut_object(
     img:Tensor, # Picture, (3,H,W) uint8
@@ -77,11 +85,8 @@ def grabcut_object(
     m = np.where(a > .5, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
     m[a < sure],m[a > 1-sure] = cv2.GC_BGD,cv2.GC_FGD
     if hard.all() or not hard.any(): return hard
-    cv2.setRNGSeed(0)
-    bgr = np.ascontiguousarray(img.permute(1,2,0).numpy()[...,::-1])
-    try: cv2.grabCut(bgr, m, None, np.zeros((1,65)), np.zeros((1,65)), rounds, cv2.GC_INIT_WITH_MASK)
+    try: return _grabcut(img, m, rounds)
     except cv2.error: return hard
-    return torch.from_numpy((m == cv2.GC_FGD) | (m == cv2.GC_PR_FGD))
 
 # %% ../nbs/19b_refine.ipynb #26fb907d
 def grabcut_masks(

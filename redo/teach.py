@@ -9,7 +9,7 @@ __all__ = ['CARD', 'to_size', 'shrink_masks', 'margin_grabcut', 'kmeans_object',
            'agreed', 'vary', 'pupil', 'teach', 'object_masks', 'refined_objects', 'overlap', 'distil', 'graduate',
            'object_scores', 'pupil_scores', 'teach_run', 'write_pupil', 'install_model']
 
-# %% ../nbs/19c_teach.ipynb #af2db3d0
+# %% ../nbs/19c_teach.ipynb #e1e2b81a
 import json, time, numpy as np, torch, torch.nn.functional as F
 from pathlib import Path
 from fastprogress.fastprogress import progress_bar
@@ -21,7 +21,7 @@ from .data.loaders import MemoryDL
 from .iem import IEM
 from .metrics import RegionScores
 from .model import ReDO
-from .refine import REFINE, _cv2, refine
+from .refine import REFINE, _cv2, _grabcut, refine
 from .weights import packaged_folder
 
 # %% ../nbs/19c_teach.ipynb #dc8f41c1
@@ -41,19 +41,16 @@ def shrink_masks(
     if masks.shape[-2:] == (size,size): return masks.float()
     return F.interpolate(masks.float()[:,None], size=(size,size), mode='area')[:,0]
 
-# %% ../nbs/19c_teach.ipynb #db409021
+# %% ../nbs/19c_teach.ipynb #a446530c
 def margin_grabcut(
     img:Tensor, # Picture, (3,H,W) uint8
     margin:float=.05, # Share of each side that is background for certain
     rounds:int=5 # Fits and cuts
 )->Tensor: # (H,W) bool
     "Object by GrabCut with everything outside a margin as background"
-    cv2,(h,w) = _cv2(),img.shape[1:]
-    m,my,mx = np.zeros((h,w), np.uint8),max(1, round(h*margin)),max(1, round(w*margin))
-    cv2.setRNGSeed(0)
-    bgr = np.ascontiguousarray(img.permute(1,2,0).numpy()[...,::-1])
-    cv2.grabCut(bgr, m, (mx,my,w-2*mx,h-2*my), np.zeros((1,65)), np.zeros((1,65)), rounds, cv2.GC_INIT_WITH_RECT)
-    return torch.from_numpy((m == cv2.GC_FGD) | (m == cv2.GC_PR_FGD))
+    h,w = img.shape[1:]
+    my,mx = max(1, round(h*margin)),max(1, round(w*margin))
+    return _grabcut(img, np.zeros((h,w), np.uint8), rounds, (mx,my,w-2*mx,h-2*my))
 
 # %% ../nbs/19c_teach.ipynb #95e56344
 def kmeans_object(
