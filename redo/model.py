@@ -17,7 +17,7 @@ from .nets.layers import init_orthogonal
 from .nets.redo import *
 from .losses import *
 
-# %% ../nbs/13_model.ipynb #0026ea49
+# %% ../nbs/13_model.ipynb #d9a57026
 class ReDO(Decomposer):
     "Unsupervised object segmentation by redrawing (Chen, Artières and Denoyer 2019)"
     phases = ('gen','disc')
@@ -44,14 +44,19 @@ class ReDO(Decomposer):
         area_steps:int=0, # The area hinge is on for so many steps; 0: always
         w_binary:float=0., # Weight of the binarisation term
         binary_steps:int=0, # Steps over which binarisation grows to its weight
-        w_concrete:float=0., # Weight of the concrete density of the areas
-        concrete_steps:int=0, # The concrete density is on for so many steps; 0: always
+        reg:str=None, # Mask regularizer: a name in `mask_regularizers`; none where None
+        w_reg:float=1., # Its weight
+        reg_steps:int=0, # It is on for so many steps; 0: always
+        reg_region:int=None, # Region that it looks at; all where None
         ema:float=0., # Decay of a running average of the mask network, which then gives the masks in evaluation; 0: none
-        adversarial:str='hinge', # 'hinge' or 'relativistic'
+        adversarial:str='hinge', # 'hinge', 'relativistic' or 'bce'
         r1:float=0., # Weight gamma of the R1 penalty
         r1_every:int=16, # R1 every so many steps, as many times stronger
         colour:float=0., # Strength of the colour changes through which the discriminator sees every picture (DiffAugment)
         redraws:int=0, # Regions redrawn of each picture in a step: 1, at random, or 0 for all
+        judge:str='composites', # What the discriminator sees: 'composites', those of the 'first' region, 'whole' redrawn pictures, or 'mixed': whole ones in the generator phase only
+        paint:str='tanh', # What bounds the generators' output: 'tanh', 'sigmoid' or 'relu'
+        unit:bool=False, # Do the networks see and paint pictures in [0,1] instead of [-1,1]?
         shift:float=0., # Largest shift, in sides, of a redrawn region over other texture, in half of the composites
         freeze_disc:bool=False, # Skip the discriminator's weight gradients in the generator phase? Same result, cheaper
         reuse_fakes:bool=False, # Show the discriminator the composites of the generator phase instead of drawing them again?
@@ -63,19 +68,28 @@ class ReDO(Decomposer):
         cfg = {k:v for k,v in locals().items() if k not in ('self','__class__')}
         self.config = cfg | {k: cfg[k] or nf for k in ('nf_mask','nf_gen','nf_disc','nf_latent')}
         if adversarial not in adversarial_losses: raise RedoError(f"unknown adversarial loss '{adversarial}': use one of {', '.join(adversarial_losses)}")
+        if reg and reg not in mask_regularizers: raise RedoError(f"unknown mask regularizer '{reg}': use one of {', '.join(mask_regularizers)}")
+        if reg_region is not None and not 0 <= reg_region < n_regions: raise RedoError(f'reg_region={reg_region}: the regions are 0 to {n_regions-1}')
+        if judge not in ('composites','first','whole','mixed'): raise RedoError(f"judge='{judge}': use composites, first, whole or mixed")
+        if judge != 'composites' and (redraws or shift): raise RedoError(f"judge='{judge}' leaves no choice of regions: use it with redraws=0 and shift=0")
         if redraws not in (0,1): raise RedoError(f'redraws={redraws}: use 1 (one region of each picture) or 0 (all)')
         for k,v in self.config.items(): setattr(self, k, v)
         self.build()
 
-# %% ../nbs/13_model.ipynb #1df41e44
+# %% ../nbs/13_model.ipynb #71e34983
+def _to_unit(net, args): return (args[0]+1)/2,
+
 @patch
 def build(self:ReDO):
     "Build and initialise all networks"
     self.mask = MaskNet(self.n_regions, self.size, self.nf_mask, self.n_res, self.temperature)
-    self.region = nn.ModuleList(RegionGenerator(self.size, self.nz, self.nf_gen, self.attention_gen) for _ in range(self.n_regions))
+    self.region = nn.ModuleList(RegionGenerator(self.size, self.nz, self.nf_gen, self.attention_gen, self.paint) for _ in range(self.n_regions))
     self.disc = Discriminator(self.size, self.nf_disc, self.attention_disc)
     self.latent = LatentEncoder(self.n_regions, self.size, self.nz, self.nf_latent) if self.w_z else None
     init_orthogonal(self, self.gain)
+    if self.unit:
+        for o in (self.mask.encoder, self.disc.trunk, getattr(self.latent, 'trunk', None)):
+            if o is not None: o.register_forward_pre_hook(_to_unit)
     self.mask_ema = copy.deepcopy(self.mask).requires_grad_(False) if self.ema else None
     self.kept = None
     if self.channels_last: self.to(memory_format=torch.channels_last)
@@ -87,7 +101,7 @@ def groups(self:ReDO)->dict: # 'mask', 'regions', 'latent' (where there is one),
     nets = dict(mask=self.mask, regions=self.region, latent=self.latent, disc=self.disc)
     return {k: list(m.parameters()) for k,m in nets.items() if m is not None}
 
-# %% ../nbs/13_model.ipynb #58c05b99
+# %% ../nbs/13_model.ipynb #c4dd1dd5
 @patch
 def decompose(self:ReDO, x:Tensor)->Decomposition: # Images (B,3,H,W) in [-1,1]
     "Cut images into regions; in evaluation with the averaged mask network where there is one"
@@ -100,7 +114,8 @@ def textures(self:ReDO,
     masks:Tensor # Soft masks, (B,K,H,W)
 )->Tensor: # (B,K,3,H,W) in [-1,1]
     "What every generator paints, over the whole frame"
-    return torch.stack([g(z[:,k], masks[:,k:k+1]) for k,g in enumerate(self.region)], 1)
+    t = torch.stack([g(z[:,k], masks[:,k:k+1]) for k,g in enumerate(self.region)], 1)
+    return 2*t-1 if self.unit else t
 
 @patch
 def redraw(self:ReDO,
@@ -142,18 +157,21 @@ def shifted(self:ReDO,
     both = shift_images(torch.cat([m*t, m], 2).flatten(0,1), dy, dx).view(b, k, 4, h, w)
     return both[:,:,:3] + (1-both[:,:,3:])*back
 
-# %% ../nbs/13_model.ipynb #10ce75e2
+# %% ../nbs/13_model.ipynb #b67f8d0e
 @patch
 def composites(self:ReDO,
     x:Tensor, # Images to cut and redraw, (B,3,H,W)
     z:Tensor, # Latents, (B,K,nz)
-    step:int # Step, for the choice of regions
+    step:int, # Step, for the choice of regions
+    phase:str='gen' # Phase, for `judge='mixed'`
 )->tuple: # Masks (B,K,H,W), regions (B,K,3,H,W), composites (N,3,H,W) for the discriminator
     "Cut, redraw, and choose what the discriminator gets to see"
     masks = self.decompose(x).masks
     t = self.textures(z, masks)
     regions = masks[:,:,None]*t
+    if self.judge == 'whole' or self.judge == 'mixed' and phase == 'gen': return masks, regions, regions.sum(1)
     fakes = regions + (1-masks[:,:,None])*x[:,None]
+    if self.judge == 'first': return masks, regions, fakes[:,0]
     if self.shift:
         odd = self.draw(len(x), '', 0, lambda n,g: torch.arange(n) % 2 == 1).to(x.device)
         fakes = torch.where(odd[:,None,None,None,None], self.shifted(t, masks, step), fakes)
@@ -161,7 +179,7 @@ def composites(self:ReDO,
     k = self.draw(len(x), 'region', step, lambda n,g: torch.randint(self.n_regions, (n,), generator=g)).to(x.device)
     return masks, regions, fakes[torch.arange(len(x), device=x.device), k]
 
-# %% ../nbs/13_model.ipynb #7b9fb8dd
+# %% ../nbs/13_model.ipynb #0e4f44d2
 @patch
 def mask_terms(self:ReDO,
     masks:Tensor, # Soft masks, (B,K,H,W)
@@ -171,7 +189,7 @@ def mask_terms(self:ReDO,
     on = lambda n: not n or step < n
     res = {}
     if self.w_area and on(self.area_steps): res['area'] = self.w_area,area_hinge(masks, self.min_area)
-    if self.w_concrete and on(self.concrete_steps): res['concrete'] = self.w_concrete,concrete_pdf(masks)
+    if self.reg and on(self.reg_steps): res['reg'] = self.w_reg,mask_regularizers[self.reg](masks, self.reg_region)
     if self.w_binary: res['binary'] = self.w_binary*(min(1, step/self.binary_steps) if self.binary_steps else 1),binarisation(masks)
     return res
 
@@ -198,7 +216,7 @@ def gen_losses(self:ReDO,
     for k,(w,v) in self.mask_terms(masks, step).items(): res[k] = v; loss = loss + w*v
     return {'loss': loss, **res}
 
-# %% ../nbs/13_model.ipynb #5e13cb11
+# %% ../nbs/13_model.ipynb #e781ee66
 @patch
 def adversarial_loss(self:ReDO,
     fakes:Tensor, # Composites, (N,3,H,W)
@@ -206,11 +224,12 @@ def adversarial_loss(self:ReDO,
     step:int # Number of finished steps
 )->Tensor: # Scalar
     "What the discriminator's opinion costs the other networks"
-    if self.one_pass and self.amp != torch.float16: return self.judge_once(fakes, reals, step)
+    same = self.judge != 'mixed'
+    if self.one_pass and same and self.amp != torch.float16: return self.judge_once(fakes, reals, step)
     if self.freeze_disc: self.disc.requires_grad_(False)
-    if self.reuse_fakes: self.kept = step,fakes.detach()
+    if self.reuse_fakes and same: self.kept = step,fakes.detach()
     fake = self.disc(self.seen(fakes, step, 'fake'))
-    real = self.disc(self.seen(reals, step, 'real')).detach() if self.adversarial != 'hinge' else fake.detach()
+    real = self.disc(self.seen(reals, step, 'real')).detach() if self.adversarial == 'relativistic' else fake.detach()
     self.disc.requires_grad_(True)
     return adversarial_losses[self.adversarial][1](real, fake)
 
@@ -244,7 +263,7 @@ def judge_once(self:ReDO,
     self.kept = step,(ld.detach(), grads, d[n:].detach().mean(), d[:n].detach().mean())
     return _Given.apply(lg.detach(), (g*ratio,), fakes)
 
-# %% ../nbs/13_model.ipynb #8cfc5b06
+# %% ../nbs/13_model.ipynb #f0e95e7d
 @patch
 def disc_losses(self:ReDO,
     x:Tensor, # Images to cut and redraw, (B,3,H,W)
@@ -260,7 +279,7 @@ def disc_losses(self:ReDO,
     else:
         if when == step: fakes = kept
         else:
-            with torch.no_grad(): fakes = self.composites(x, z, step)[2]
+            with torch.no_grad(): fakes = self.composites(x, z, step, 'disc')[2]
         real,fake = self.disc(self.seen(reals, step, 'real')),self.disc(self.seen(fakes, step, 'fake'))
         loss = adversarial_losses[self.adversarial][0](real, fake)
     res = {'real': real.detach().mean(), 'fake': fake.detach().mean()}
