@@ -7,7 +7,7 @@ Docs: https://redo-segmentation.github.io/redo/all.html.md"""
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/50_all.ipynb #d87f2064
+# %% ../nbs/50_all.ipynb #f8c0e289
 from .core import *
 from .ranks import *
 from .metrics import *
@@ -21,6 +21,8 @@ from .nets.redo import *
 from .losses import *
 from .model import *
 from .weights import *
+
+# %% ../nbs/50_all.ipynb #7d6cccb5
 from .train import *
 from .watch import *
 from .resume import *
@@ -30,10 +32,14 @@ from .iem import *
 from .refine import *
 from .teach import *
 from .onnx import *
+from .features import *
 from .experiment import *
 from .grid import *
+from .mixtures import *
 from .timing import *
+from .curves import *
 from .benchmark import *
+from .runner import *
 
 # %% ../nbs/50_all.ipynb #8410536b
 __all__ = [o for o in dir() if not o.startswith('_')]

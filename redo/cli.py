@@ -6,7 +6,8 @@ Docs: https://redo-segmentation.github.io/redo/cli.html.md"""
 
 # %% auto #0
 __all__ = ['METHODS', 'Stopped', 'command_parser', 'run_command', 'command', 'parse_changes', 'new_folder', 'score_table',
-           'redo_train', 'redo_segment', 'redo_redraw', 'redo_evaluate', 'redo_export', 'redo_benchmark', 'redo_teach']
+           'redo_train', 'redo_segment', 'redo_redraw', 'redo_evaluate', 'redo_export', 'redo_benchmark',
+           'redo_experiment', 'redo_teach']
 
 # %% ../nbs/43_cli.ipynb #a0ae5579
 import argparse, inspect, os, re, sys, warnings
@@ -325,6 +326,42 @@ def redo_benchmark(
     if plot:
         with atomic_path(plot) as p: plot_benchmark(res).savefig(p, dpi=150)
     return res
+
+# %% ../nbs/43_cli.ipynb #f22705ae
+def _names(text): return [o.strip() for o in (text or '').split(',') if o.strip()] or None
+
+@command(['redo-experiment example', 'redo-experiment example --dry-run', 'redo-experiment my_grid.yml --only "base,area hinge" --data digits --seeds 5 --jobs 2',
+          'redo-experiment my_grid.yml --devices cuda:0,cuda:1', 'redo-experiment --list'], pos=['grid'])
+def redo_experiment(
+    grid:str=None, # Name of a grid in the package, or a .yml file
+    only:str=None, # Settings to run, as base,area hinge (default: all)
+    data:str=None, # Data sets to run on, as digits,flowers17 (default: all)
+    seeds:str=None, # Number of seeds, or several as 0,3,4 (default: the grid's own)
+    smoke:bool=False, # A few steps of each run, of one seed, apart from the real results
+    dry_run:bool=False, # Only say what would be run
+    jobs:int=1, # Runs side by side (on every device), each in a process of its own
+    devices:str=None, # Devices to deal the runs to, as cuda:0,cuda:1 (default: the grid's, else the best at hand)
+    folder:str='runs', # Folder of the runs
+    results:str='results', # Folder of results, curves and masks
+    list:bool=False, # Only list the grids of the package
+    progress:bool=True # Show no progress
+):
+    "Run a grid of settings, seeds and data sets, or what is left of it."
+    from redo.core import RedoError
+    from redo.runner import list_grids, load_grid, run_experiment
+    if list: print('\n'.join(f'{k:24} {v}' for k,v in list_grids().items())); return list_grids()
+    if not grid: raise RedoError(f"name a grid: a .yml file, or one of {', '.join(list_grids())}")
+    g = load_grid(grid)
+    try: df = run_experiment(g, folder, results, _names(only), _names(data), seeds, smoke, jobs, _names(devices), dry_run, progress)
+    except KeyboardInterrupt: raise Stopped(f'stopped, nothing is lost: the same command goes on with it (runs in {folder}/{g.label(smoke)})') from None
+    _grid_report(df, Path(results)/g.label(smoke), dry_run)
+    return df
+
+def _grid_report(df, at, dry_run=False):
+    "Say what a grid came to, or would"
+    from redo.experiment import results_table
+    if dry_run: print(f"{df.to_string(index=False)}\n\n{len(df)} runs, {(df.state == 'finished').sum()} of them finished"); return
+    print(f"\n{results_table(df, ['data','run'], ('iou_set','iou_per_image','test.iou_set','min_region_size','minutes')).to_string()}\n\n{at}.jsonl: a line a run; {at}-curves.jsonl: losses and scores over steps")
 
 # %% ../nbs/43_cli.ipynb #fa2d9dea
 @command(['redo-teach flowers17 --out taught', 'redo-teach flowers17 --out taught --install', 'redo-teach my_pictures/ --out taught --teacher iem --steps 300'])

@@ -79,7 +79,7 @@ def check_same(
         if v is None or have.get(k) == v: continue
         raise RedoError(f'{out} holds another run: its {k} is {have.get(k)}, not {v}; leave the option out to go on with that run, or choose another folder')
 
-# %% ../nbs/40_experiment.ipynb #8fe38544
+# %% ../nbs/40_experiment.ipynb #115cc40a
 def run_config(
     out:Path, # Folder of the run
     resume:bool=False, # Go on with a run that is there?
@@ -102,8 +102,9 @@ def run_config(
     if not resume:
         what = f"{have['spec']}, recipe {have['recipe'].get('name')}, seed {have['seed']}"
         raise RedoError(f'{out} holds a {state} run already ({what}): take it up with --resume (resume=True), or choose another folder')
-    try: want = get_recipe(have['recipe'] if recipe is None else recipe, **changes)
+    try: have['recipe'] = asdict(get_recipe(have['recipe'])) # fields that are younger than the run have their defaults
     except TypeError: raise RedoError(f"{out}/run.json holds a recipe that this version does not know: choose another folder") from None
+    want = get_recipe(have['recipe'] if recipe is None else recipe, **changes)
     check_same(out, have, dict(spec=spec, size=size, n_regions=n_regions, seed=seed, init=None if init is None else str(init), recipe=asdict(want)))
     return have
 
@@ -267,7 +268,7 @@ def run_scores(
     if 'assignment' not in res: test = {k: v for k,v in test.items() if k != 'assignment' and not k.endswith('_set')}
     return {**res, 'test': test}
 
-# %% ../nbs/40_experiment.ipynb #1c6b8492
+# %% ../nbs/40_experiment.ipynb #68d7af1d
 def run_learner(
     cfg:dict, # Configuration of the run; its size and n_regions are filled in
     out:Path, # Folder of the run
@@ -276,7 +277,8 @@ def run_learner(
     previews:bool=True, # Draw previews?
     progress:bool=True, # Show progress bars?
     save_every:float=10., # Age in seconds at which the checkpoint is renewed
-    skip_bad:bool=False # Leave unreadable pictures out?
+    skip_bad:bool=False, # Leave unreadable pictures out?
+    cbs=None # More callbacks
 ): # RegionLearner
     "Data, model and callbacks of a run"
     r,size = Recipe(**cfg['recipe']),ifnone(cfg['size'], parse_spec(cfg['spec']).size)
@@ -285,7 +287,7 @@ def run_learner(
     if size is not None and as_size(size)[0] == as_size(size)[1]: n_blocks(as_size(size)[0])
     with main_first(): dls = redo_dataloaders(cfg['spec'], size, r.bs, root, cfg['seed'], device, r.resize, r.flip, r.crop, progress=progress, skip_bad=skip_bad)
     learn = redo_learner(dls, cfg['n_regions'], r, cfg['seed'], out, out/'checkpoint.pth', previews=out/'previews' if previews and is_main() else None,
-        cbs=[HistoryFiles(out), SaveOften(save_every)] if is_main() else [])
+        cbs=[HistoryFiles(out), SaveOften(save_every), *(cbs or [])] if is_main() else [])
     cfg.update(size=learn.model.size, n_regions=learn.model.n_regions)
     return learn
 
@@ -312,7 +314,7 @@ def write_run(
         steps=net.step, seconds=round(h.seconds, 2), **{k: cfg[k] for k in ('spec','size','n_regions','seed','init') if k in cfg}, recipe_name=r.name, recipe=asdict(r),
         device=str(x.device), threads=torch.get_num_threads(), versions=versions(), commit=git_version())
 
-# %% ../nbs/40_experiment.ipynb #eedc6ba4
+# %% ../nbs/40_experiment.ipynb #1e6f6769
 def train_run(
     spec, # Data set by its spec, or the path of a folder; None: 'digits', or that of the run in `out`
     out:Path, # Folder of the run
@@ -332,6 +334,8 @@ def train_run(
     skip_bad:bool=False, # Leave unreadable pictures out, with a warning, instead of raising?
     test:bool=True, # Score the test set at the end? Not while settings are still being chosen
     init=None, # Model (folder, file or name) whose mask network the run starts from; fresh weights where None
+    cbs=None, # More callbacks, on the first process
+    notes:dict=None, # More to say in the summary and the result line
     **changes # Recipe fields to change
 )->dict: # The summary
     "Train, score and write down one run; see the table above for the files"
@@ -341,16 +345,16 @@ def train_run(
     cfg,state = on_main(lambda: (run_config(out, resume, spec, recipe, size, n_regions, seed, changes, init), run_state_of(out)))
     if state == 'finished': return on_main(read_json, out/'summary.json')
     cfg.setdefault('id', agree(uuid.uuid4().hex[:12]))
-    learn = run_learner(cfg, out, root, device, previews, progress, save_every, skip_bad)
+    learn = run_learner(cfg, out, root, device, previews, progress, save_every, skip_bad, cbs)
     if cfg.get('init'): start_from(learn.model, cfg['init'])
     if on_main(begin_run, cfg, out, results): learn.resume(out/'checkpoint.pth')
     with ExitStack() as stack:
         if not progress: stack.enter_context(learn.no_bar()), stack.enter_context(learn.no_logging())
         try: learn.fit_steps()
         except NotFinite as e: raise NotFinite(f"{e}; {last_checkpoint(out)}") from None
-    return on_main(end_run, learn, cfg, out, run_name or out.resolve().name, results, test)
+    return on_main(end_run, learn, cfg, out, run_name or out.resolve().name, results, test, notes)
 
-# %% ../nbs/40_experiment.ipynb #ed06932d
+# %% ../nbs/40_experiment.ipynb #706c094b
 def begin_run(cfg:dict, out:Path, results:Path=None)->bool: # Is there a checkpoint to go on from?
     "Write down what is about to run, and make sure that its result can be"
     sweep(out)
@@ -358,9 +362,9 @@ def begin_run(cfg:dict, out:Path, results:Path=None)->bool: # Is there a checkpo
     if results: append_result(results)
     return (out/'checkpoint.pth').exists()
 
-def end_run(learn, cfg:dict, out:Path, name:str, results:Path=None, test:bool=True)->dict: # The summary
+def end_run(learn, cfg:dict, out:Path, name:str, results:Path=None, test:bool=True, notes:dict=None)->dict: # The summary
     "Write all that a finished run leaves, its summary last"
-    summary = write_run(learn, cfg, out, name, test)
+    summary = {**write_run(learn, cfg, out, name, test), **(notes or {})}
     if results: append_result(results, result_line(summary, learn.loss_history.scores))
     write_json(out/'summary.json', summary)
     return summary

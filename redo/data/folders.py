@@ -6,7 +6,7 @@ Docs: https://redo-segmentation.github.io/redo/data.folders.html.md"""
 
 # %% auto #0
 __all__ = ['SPLIT_NAMES', 'picture_files', 'hash_splits', 'read_splits', 'mask_values', 'is_classes', 'folder_truth',
-           'FolderSource', 'folder_source', 'flowers17_source']
+           'FolderSource', 'any_label', 'named_folder', 'folder_source', 'flowers17_source', 'clothing_source']
 
 # %% ../../nbs/02a_data.folders.ipynb #72cb596c
 import contextlib, hashlib, io, json, os, warnings
@@ -96,17 +96,19 @@ def folder_truth(
     a = read_mask(path)
     return a if classes else np.where(a == 128, 255, a > 128).astype(np.uint8)
 
-# %% ../../nbs/02a_data.folders.ipynb #d914ded7
+# %% ../../nbs/02a_data.folders.ipynb #8698c40c
 class FolderSource(Source):
     "Pictures in a folder, with masks and splits where it has them"
     def __init__(self,
         path:Path, # The folder
         splits:dict=None, # In place of its `splits.json`
-        name:str=None # Name for messages and results
+        name:str=None, # Name for messages and results
+        masks:str='masks', # Folder of the masks below `path`
+        rule:callable=None # Mask file -> (H,W) uint8: 0 background, 1 object, 255 ignore; None: the rule above
     ):
-        self.path,self.name = Path(path).expanduser(),name or f'folder:{path}'
+        self.path,self.name,self.rule = Path(path).expanduser(),name or f'folder:{path}',rule
         if not self.path.is_dir(): raise RedoError(f'there is no folder {self.path}: check the path')
-        self.base,mask_base = self.path/'images',self.path/'masks'
+        self.base,mask_base = self.path/'images',self.path/masks
         if not self.base.is_dir(): self.base = self.path
         self.files = self._named([f for f in picture_files(self.base) if mask_base not in f.parents], self.base)
         if not self.files: raise RedoError(f"{self.base} holds no pictures ({' '.join(PICTURES)}): check the path")
@@ -132,7 +134,7 @@ class FolderSource(Source):
     @property
     def n_classes(self):
         "Classes of the truth; None where no picture of validation and test has a mask"
-        if self.scored: return 1 + max(o for o in self.values if o < 255) if self.classes else 2
+        if self.scored: return 1 + max(o for o in self.values if o < 255) if self.rule is None and self.classes else 2
 
 # %% ../../nbs/02a_data.folders.ipynb #65bcc8bc
 @patch
@@ -149,7 +151,7 @@ def _splits(self:FolderSource, splits):
             seen[name] = split
     return res
 
-# %% ../../nbs/02a_data.folders.ipynb #51cbaf29
+# %% ../../nbs/02a_data.folders.ipynb #8704f64c
 @patch
 def pictures(self:FolderSource,
     split:str, # One of `splits`
@@ -164,11 +166,32 @@ def pictures(self:FolderSource,
     scored = len(lack) < len(names)
     if scored and lack:
         warnings.warn(f"{len(lack)} of {len(names)} pictures of '{split}' in {self.path} have no mask ({', '.join(lack[:3])}): they do not count in scores")
-    rule = partial(folder_truth, classes=self.classes) if scored else folder_truth
+    rule = self.rule or (partial(folder_truth, classes=self.classes) if scored else folder_truth)
     items = [(self.files[o],m) for o,m in zip(names, masks)]
     return decode_files(items, size, resize, rule, names, skip_bad=self.skip_bad, progress=self.progress)
 
-# %% ../../nbs/02a_data.folders.ipynb #79dcc988
+# %% ../../nbs/02a_data.folders.ipynb #7b610b6d
+def any_label(
+    path:Path # Label map; 0 is background
+)->np.ndarray: # (H,W) uint8: 0 background, 1 any label
+    "Union of all labels"
+    return (read_mask(path) > 0).astype(np.uint8)
+
+# %% ../../nbs/02a_data.folders.ipynb #ec66b66e
+def named_folder(
+    name:str, # Name of the set and of its folder
+    root:Path, # Folder that holds it, or the folder itself; None: `data/` of the shared folder
+    masks:str='masks', # Folder of its masks
+    rule:callable=None # What they mean, as in `FolderSource`
+)->FolderSource:
+    "A set that is a folder of pictures; a `RedoError` says what to put where"
+    with contextlib.redirect_stdout(io.StringIO()): shared = shared_path('data', name)
+    for path in ([root/name, root] if root else [shared] if shared else []):
+        if (path/'images').is_dir() and (path/masks).is_dir(): return FolderSource(path, name=name, masks=masks, rule=rule)
+    raise RedoError(f"{name} is not in {root or 'the shared folder'}: put its images/, {masks}/ and splits.json into ROOT/{name} "
+                    'and give root=ROOT, or set REDO_SHARED')
+
+# %% ../../nbs/02a_data.folders.ipynb #144c9777
 @register_source('folder', variants=None)
 def folder_source(spec, root=None, seed=0):
     "Source of `folder:PATH`; a relative path is looked for below `root` first"
@@ -177,9 +200,10 @@ def folder_source(spec, root=None, seed=0):
 
 @register_source('flowers17')
 def flowers17_source(spec, root=None, seed=0):
-    "Oxford's 17 flowers with masks, in the layout above; below `root`, or in `data/` of the shared folder"
-    with contextlib.redirect_stdout(io.StringIO()): shared = shared_path('data', 'flowers17')
-    for path in ([root/'flowers17', root] if root else [shared] if shared else []):
-        if (path/'images').is_dir(): return FolderSource(path, name='flowers17')
-    raise RedoError(f"flowers17 is not in {root or 'the shared folder'}: put its images/, masks/ and splits.json into ROOT/flowers17 "
-                    'and give root=ROOT, or set REDO_SHARED')
+    "Oxford's 17 flowers with masks"
+    return named_folder('flowers17', root)
+
+@register_source('clothing')
+def clothing_source(spec, root=None, seed=0):
+    "People in the street; the person is whatever has a label"
+    return named_folder('clothing', root, 'labels', any_label)

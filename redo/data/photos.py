@@ -144,7 +144,7 @@ def _lfw(spec, root, seed):
         return name, root/'lfw_funneled'/person/f'{name}.jpg', mask
     return PhotoSource('lfw', {s: [row(s,*o) for o in _read_table(root/f, 2)] for s,f in lists.items()}, lfw_mask)
 
-# %% ../../nbs/04_data.photos.ipynb #2f286de2
+# %% ../../nbs/04_data.photos.ipynb #076a92cb
 class MixedSource(Source):
     "Pictures of several sets as one"
     def __init__(self,
@@ -156,14 +156,19 @@ class MixedSource(Source):
         self.n_classes = 2 if all(o.n_classes==2 for o in sources) else None
         self.n_regions,self.size = max(o.n_regions for o in sources),max(o.size for o in sources)
 
-    def pictures(self, split, size, resize='antialias'):
+    def part_pictures(self,
+        split:str, # One of `splits`
+        size, # Side of a square, or (h,w)
+        resize:str='antialias' # 'antialias', or 'nearest' as the reference
+    )->list: # (name of the set, its `Pictures`)
         "A split of every set that has it"
         self.check_split(split)
-        parts = []
-        for o in self.sources:
-            o.progress,o.skip_bad = self.progress,self.skip_bad
-            if split in o.splits: parts.append((o.name, o.pictures(split, size, resize)))
-        truth = None
+        for o in self.sources: o.progress,o.skip_bad = self.progress,self.skip_bad
+        return [(o.name, o.pictures(split, size, resize)) for o in self.sources if split in o.splits]
+
+    def pictures(self, split, size, resize='antialias'):
+        "A split of all sets, one after the other"
+        parts,truth = self.part_pictures(split, size, resize),None
         if self.n_classes and any(p.truth is not None for _,p in parts):
             truth = torch.cat([torch.full_like(p.images[:,0], 255) if p.truth is None else p.truth for _,p in parts])
         return Pictures(torch.cat([p.images for _,p in parts]), truth, [f'{name}/{o}' for name,p in parts for o in p.names])

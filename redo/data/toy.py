@@ -6,7 +6,7 @@ Docs: https://redo-segmentation.github.io/redo/data.toy.html.md"""
 
 # %% auto #0
 __all__ = ['DIGIT_COLORS', 'DIGIT_TEXTURE', 'DIGIT_SPLITS', 'MNIST_FILES', 'C2_COLORS', 'C2_SHARE', 'make_digits',
-           'digits_arrays', 'read_idx', 'read_mnist', 'c2mnist_side', 'make_c2mnist', 'ToySource']
+           'digits_arrays', 'digit_classes', 'read_idx', 'read_mnist', 'c2mnist_side', 'make_c2mnist', 'ToySource']
 
 # %% ../../nbs/03_data.toy.ipynb #fe25b851
 import gzip, struct, zlib
@@ -132,6 +132,15 @@ def digits_arrays(
     "One split of `digits` or `digits3`"
     n = len(_digit_shapes(split)[0])
     return make_digits(n*copies if split=='train' else n, size, seed, split, three, progress=progress)
+
+# %% ../../nbs/03_data.toy.ipynb #ede2c676
+def digit_classes(
+    split:str, # 'train', 'valid' or 'test'
+    copies:int=4 # Pictures made of every training digit
+)->np.ndarray: # (n,) int64, 0 to 9
+    "The digit in each picture of a split of `digits`, in their order"
+    y = _digit_shapes(split)[1]
+    return np.tile(y, copies if split=='train' else 1).astype(np.int64)
 
 # %% ../../nbs/03_data.toy.ipynb #01af7fa0
 MNIST_FILES = dict(train=('train-images-idx3-ubyte','train-labels-idx1-ubyte'), test=('t10k-images-idx3-ubyte','t10k-labels-idx1-ubyte'))
