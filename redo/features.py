@@ -219,19 +219,19 @@ def _vectors(self:RegionFeatures, x:Tensor)->Tensor: # (B,features)
         return f.mean((2,3)) if self.pool else f.flatten(1)
     return net.latent(x).flatten(1) if kind == 'latent' else net.latent.trunk(x)
 
-# %% ../nbs/19e_features.ipynb #1e42e29d
+# %% ../nbs/19e_features.ipynb #d79fac34
 class AutoEncoder(TransformerMixin, BaseEstimator):
     "Pictures to the code of a convolutional auto-encoder; a transformer of scikit-learn that learns from unlabelled pictures"
     def __init__(self,
         code:int=128, # Numbers in the code
         nf:int=16, # Width of the first layer
-        epochs:int=20, # Passes over the pictures
+        steps:int=500, # Steps of training
         bs:int=32, # Pictures in a step
         lr:float=1e-3, # Learning rate of Adam
         size:int=None, # Side that pictures are fitted to, a multiple of 8; None: as they come
         seed:int=0, # Seed of weights and order
         progress:bool=True # Show a progress bar?
-    ): self.code,self.nf,self.epochs,self.bs,self.lr,self.size,self.seed,self.progress = code,nf,epochs,bs,lr,size,seed,progress
+    ): self.code,self.nf,self.steps,self.bs,self.lr,self.size,self.seed,self.progress = code,nf,steps,bs,lr,size,seed,progress
 
     def fit(self, X, y=None):
         "Learn to paint the pictures again; labels are not looked at"
@@ -242,7 +242,7 @@ class AutoEncoder(TransformerMixin, BaseEstimator):
             torch.manual_seed(self.seed)
             self.net_ = self._build()
             opt = torch.optim.Adam(self.net_.parameters(), self.lr)
-            for _ in progress_bar(range(self.epochs), leave=False) if self.progress else range(self.epochs): self.losses_.append(self._epoch(x, opt))
+            for _ in progress_bar(range(self.steps), leave=False) if self.progress else range(self.steps): self.losses_.append(self._step(x, opt))
         return self
 
     def transform(self, X):
@@ -250,7 +250,7 @@ class AutoEncoder(TransformerMixin, BaseEstimator):
         check_is_fitted(self, 'net_')
         with torch.no_grad(): return torch.cat([self.net_[0](o.float()/127.5-1) for o in as_images(X, self.size_).split(64)]).numpy()
 
-# %% ../nbs/19e_features.ipynb #72dfc9a7
+# %% ../nbs/19e_features.ipynb #d1a59fc5
 @patch
 def _build(self:AutoEncoder)->nn.Sequential: # Encoder and decoder
     "Fresh networks"
@@ -261,17 +261,14 @@ def _build(self:AutoEncoder)->nn.Sequential: # Encoder and decoder
     return nn.Sequential(nn.Sequential(*down, nn.Flatten(), nn.Linear(n, self.code)), nn.Sequential(nn.Linear(self.code, n), nn.Unflatten(1, (cs[-1],s,s)), *up, nn.Tanh()))
 
 @patch
-def _epoch(self:AutoEncoder, x:Tensor, opt)->float: # Mean squared error
-    "One pass over the pictures"
-    total = 0.
-    for idx in torch.randperm(len(x)).split(self.bs):
-        t = x[idx].float()/127.5-1
-        loss = F.mse_loss(self.net_(t), t)
-        opt.zero_grad()
-        loss.backward()
-        opt.step()
-        total += loss.item()*len(idx)
-    return total/len(x)
+def _step(self:AutoEncoder, x:Tensor, opt)->float: # Mean squared error before the step
+    "One step on pictures drawn at random"
+    t = x[torch.randint(len(x), (self.bs,))].float()/127.5-1
+    loss = F.mse_loss(self.net_(t), t)
+    opt.zero_grad()
+    loss.backward()
+    opt.step()
+    return loss.item()
 
 @patch
 def paint(self:AutoEncoder, X)->Tensor: # (N,3,size,size) uint8
@@ -320,7 +317,7 @@ def label_budget_scores(
             rows.append(dict(budget=k, draw=d, accuracy=float((c.predict(features[rest]) == labels[rest]).mean()), queries=len(rest)))
     return pd.DataFrame(rows)
 
-# %% ../nbs/19e_features.ipynb #8101f6d2
+# %% ../nbs/19e_features.ipynb #2724029c
 def matched_accuracy(
     truth:np.ndarray, # Classes, (N,)
     pred:np.ndarray # Clusters, (N,)
@@ -335,7 +332,7 @@ def cluster_scores(
     labels:np.ndarray, # (N,), only to score
     n_clusters:int=None, # Number of clusters; None: the number of classes
     seeds:int=5, # How often
-    n_init:int=5 # Starts of each, the tightest of which counts
+    n_init:int=3 # Starts of each, the tightest of which counts
 )->pd.DataFrame: # A row a seed: 'seed', 'accuracy', 'nmi', 'ari'
     "k-means, scored with the labels that it has not seen"
     if len(features) != len(labels): raise RedoError(f'{len(features)} vectors do not match {len(labels)} labels')

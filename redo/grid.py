@@ -6,9 +6,9 @@ Docs: https://redo-segmentation.github.io/redo/grid.html.md"""
 
 # %% auto #0
 __all__ = ['Run', 'grid_runs', 'check_run', 'run_one', 'run_places', 'sigterm_as_ctrl_c', 'run_all', 'run_grid', 'constant_iou',
-           'failed', 'failure_table']
+           'failed', 'failure_table', 'paired_table']
 
-# %% ../nbs/40a_grid.ipynb #127a60a9
+# %% ../nbs/40a_grid.ipynb #49aa1519
 import inspect, os, signal, sys, threading, torch
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 import pandas as pd
 from fastprogress.fastprogress import progress_bar
-from scipy.stats import binomtest
+from scipy.stats import binomtest, t as t_dist, wilcoxon
 from .core import *
 from .data.core import get_source
 from .experiment import load_results, run_config, run_state_of, train_run
@@ -138,7 +138,7 @@ def sigterm_as_ctrl_c():
     finally:
         if main: signal.signal(signal.SIGTERM, old)
 
-# %% ../nbs/40a_grid.ipynb #3a1720f7
+# %% ../nbs/40a_grid.ipynb #914760a8
 def run_all(
     runs:list, # Of `Run`
     results:Path, # File of results, a line a run
@@ -155,7 +155,7 @@ def run_all(
     ends = run_places(todo, results, places) if len(places) > 1 else ((o, run_one(o, results, places[0])) for o in todo)
     with sigterm_as_ctrl_c():
         try:
-            for run,why in progress_bar(ends, total=len(todo), display=progress) if todo else ():
+            for run,why in progress_bar(ends, total=len(todo)) if progress and todo else ends:
                 if why: failed.append(f'{run}: {why}')
                 elif after: after(run)
         finally: ends.close()
@@ -208,3 +208,19 @@ def failure_table(
         return pd.Series({'failed': f'{k}/{n}', '95 %': f'{lo:.2f} to {hi:.2f}', score: f'{g[score].mean():.3f} ± {g[score].std():.3f}' if n > 1 else f'{g[score].mean():.3f}',
             'worst': round(g[score].min(), 3), 'best': round(g[score].max(), 3)})
     return df.groupby(by, sort=False).apply(row, include_groups=False)
+
+# %% ../nbs/40a_grid.ipynb #108c4dab
+def paired_table(
+    df:pd.DataFrame, # Results with columns `run` and `seed`
+    base:str='base', # The run that all others are compared with
+    score:str='iou_set' # Score to compare
+)->pd.DataFrame: # A row a setting: seeds in common, mean difference and interval, wins, p
+    "Settings against a base, seed by seed"
+    wide = df.pivot(index='seed', columns='run', values=score)
+    if base not in wide: raise RedoError(f"there is no run '{base}' to compare with: known are {', '.join(map(str, wide))}")
+    def row(name):
+        d = (wide[name]-wide[base]).dropna()
+        if len(d) < 2: return dict(seeds=len(d))
+        lo,hi = t_dist.interval(.95, len(d)-1, d.mean(), d.sem()) if d.std() else (d.mean(), d.mean())
+        return {'seeds': len(d), 'difference': f'{d.mean():+.3f}', '95 %': f'{lo:+.3f} to {hi:+.3f}', 'better in': f'{(d > 0).sum()}/{len(d)}', 'p': round(wilcoxon(d).pvalue, 3) if d.any() else 1.}
+    return pd.DataFrame({o: row(o) for o in df.run.unique() if o != base}).T.rename_axis('against '+base)
