@@ -6,11 +6,12 @@ Docs: https://redo-segmentation.github.io/redo/curves.html.md"""
 
 # %% auto #0
 __all__ = ['bin_means', 'MaskRows', 'mask_strip', 'curve_line', 'load_curves', 'collect', 'mean_curve', 'one_curve',
-           'plot_curves']
+           'plot_curves', 'small_picture']
 
-# %% ../nbs/40c_curves.ipynb #815bdc4b
+# %% ../nbs/40c_curves.ipynb #d20c89df
 import json, torch, torch.nn.functional as F
 from contextlib import suppress
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 import numpy as np, pandas as pd
@@ -150,3 +151,14 @@ def plot_curves(
         ax.set(title=name.replace('_', ' '), xlabel='step')
     ax.legend(fontsize=7)
     return fig
+
+# %% ../nbs/40c_curves.ipynb #75cea30c
+def small_picture(
+    fig, # matplotlib figure
+    dpi:int=110, # Dots an inch
+    colors:int=48 # At most so many colours
+)->Image.Image: # What a notebook shows and saves instead of the figure
+    "A figure as a picture with few colours"
+    with BytesIO() as b:
+        fig.savefig(b, format='png', dpi=dpi)
+        return Image.open(b).convert('RGB').quantize(colors, dither=Image.Dither.NONE)

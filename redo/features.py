@@ -342,7 +342,7 @@ def cluster_scores(
         rows.append(dict(seed=s, accuracy=matched_accuracy(labels, p), nmi=normalized_mutual_info_score(labels, p), ari=adjusted_rand_score(labels, p)))
     return pd.DataFrame(rows)
 
-# %% ../nbs/19e_features.ipynb #8cb1e205
+# %% ../nbs/19e_features.ipynb #ba5883a5
 def mask_thumbs(
     masks:Tensor, # Soft masks of the object, (N,h,w)
     labels:np.ndarray # Classes, (N,)
@@ -364,7 +364,7 @@ def plot_map(
     "Pictures at the place of their features in the plane"
     if how not in ('pca','tsne'): raise RedoError(f"unknown map '{how}': use 'pca' or 'tsne'")
     import matplotlib.pyplot as plt
-    if ax is None: ax = plt.subplots(figsize=(5,5))[1]
+    if ax is None: ax = plt.subplots(figsize=(3.6,3.6), dpi=60)[1]
     xy = PCA(2, random_state=seed).fit_transform(features) if how == 'pca' else TSNE(2, init='pca', random_state=seed, perplexity=min(30, (len(features)-1)/3)).fit_transform(features)
     ax.scatter(*xy.T, c=np.asarray(labels) % 20, cmap='tab20', vmin=0, vmax=19, s=8 if thumbs is None else 0)
     for o,p in zip(thumbs if thumbs is not None else [], xy): ax.add_artist(AnnotationBbox(OffsetImage(o.permute(1,2,0).numpy(), zoom=zoom), p, frameon=False, pad=0))
