@@ -268,7 +268,7 @@ def run_scores(
     if 'assignment' not in res: test = {k: v for k,v in test.items() if k != 'assignment' and not k.endswith('_set')}
     return {**res, 'test': test}
 
-# %% ../nbs/40_experiment.ipynb #68d7af1d
+# %% ../nbs/40_experiment.ipynb #cb6937d6
 def run_learner(
     cfg:dict, # Configuration of the run; its size and n_regions are filled in
     out:Path, # Folder of the run
@@ -281,7 +281,7 @@ def run_learner(
     cbs=None # More callbacks
 ): # RegionLearner
     "Data, model and callbacks of a run"
-    r,size = Recipe(**cfg['recipe']),ifnone(cfg['size'], parse_spec(cfg['spec']).size)
+    r,size = get_recipe(cfg['recipe']),ifnone(cfg['size'], parse_spec(cfg['spec']).size)
     if r.steps < 1: raise RedoError(f'{r.steps} steps train nothing: use 1 or more')
     if r.bs > 0: mine(torch.empty(r.bs)) # an error where processes cannot share a batch
     if size is not None and as_size(size)[0] == as_size(size)[1]: n_blocks(as_size(size)[0])

@@ -8,7 +8,7 @@ Docs: https://redo-segmentation.github.io/redo/learner.html.md"""
 __all__ = ['recipes', 'recipe_reasons', 'Recipe', 'get_recipe', 'recipe_changes', 'steps_of', 'redo_model', 'has_bf16',
            'recipe_callbacks', 'redo_learner', 'Rates']
 
-# %% ../nbs/18_learner.ipynb #3904bea2
+# %% ../nbs/18_learner.ipynb #b445d35f
 import inspect, math
 from dataclasses import dataclass, asdict, fields, replace
 from functools import partial
@@ -17,7 +17,7 @@ from fastai.callback.schedule import ParamScheduler
 from fastai.torch_core import get_model
 from .core import *
 from .metrics import region_metrics
-from .model import ReDO
+from .model import ReDO, current_options
 from .train import *
 from .watch import *
 from .resume import *
@@ -81,14 +81,14 @@ class Recipe:
     collapse:float=0. # Restart below this smallest area; 0: no guard
     restarts:int=3 # Restarts before a run stops
 
-# %% ../nbs/18_learner.ipynb #656240e8
+# %% ../nbs/18_learner.ipynb #6ac0f118
 def get_recipe(
     recipe, # Name, dictionary of fields, or a `Recipe`
     **changes # Fields to change
 )->Recipe:
     "Recipe by name, with changes; a `RedoError` for unknown names and fields"
     if isinstance(recipe, str) and recipe not in recipes: raise RedoError(f"unknown recipe '{recipe}': use one of {', '.join(recipes)}")
-    r = recipes[recipe] if isinstance(recipe, str) else Recipe(**recipe) if isinstance(recipe, dict) else recipe
+    r = recipes[recipe] if isinstance(recipe, str) else Recipe(**current_options(recipe)) if isinstance(recipe, dict) else recipe
     known = {f.name for f in fields(Recipe)}
     if odd := set(changes)-known: raise RedoError(f"unknown recipe field '{min(odd)}': known are {', '.join(sorted(known))}")
     return replace(r, **changes)

@@ -9,7 +9,7 @@ __all__ = ['RESULT_KINDS', 'RESULT_NAMES', 'load_model', 'window_starts', 'scale
            'border_share', 'region_labels', 'Segmentation', 'cut_windows', 'own_size', 'segment_images',
            'segment_image', 'find_pictures', 'segment_files', 'redraw_files']
 
-# %% ../nbs/19_segment.ipynb #2caae76a
+# %% ../nbs/19_segment.ipynb #20c34b56
 import itertools, json, math, re, torch, torch.nn.functional as F
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,15 +23,15 @@ from .core import *
 from .data.core import PICTURES, fit_image, parallel_map
 from .data.folders import picture_files
 from .data.loaders import to_picture
-from .model import ReDO
+from .model import ReDO, current_options
 from .weights import load_published, packaged_models, safe_load
 from .watch import palette, preview_grid
 
-# %% ../nbs/19_segment.ipynb #e3d3d486
+# %% ../nbs/19_segment.ipynb #d4cd96ef
 def _checkpoint_model(path, raw):
     "Model of a run's checkpoint"
     try:
-        model = ReDO(**raw['config'])
+        model = ReDO(**current_options(raw['config']))
         model.load_state_dict(raw['model'])
     except (TypeError, KeyError, RuntimeError, AttributeError) as e:
         raise RedoError(f'{path} is damaged ({type(e).__name__}): use another checkpoint') from None

@@ -128,7 +128,7 @@ def save_pretrained(self:ReDO,
 # %% ../nbs/14_weights.ipynb #c18fb7b9
 from huggingface_hub import snapshot_download
 
-# %% ../nbs/14_weights.ipynb #c11efc17
+# %% ../nbs/14_weights.ipynb #d24588c3
 def _hub_folder(
     name:str, # 'user/repository'
     **kwargs # Passed to `snapshot_download`, e.g. `revision`, `token`
@@ -158,7 +158,7 @@ def from_pretrained(cls:ReDO,
         if not (folder/f).is_file(): raise RedoError(f'{folder} lacks {f}: it was not written by save_pretrained')
     try:
         cfg = json.loads((folder/'config.json').read_text())
-        model,state = cls(**cfg['config']),load_file(folder/'model.safetensors')
+        model,state = cls(**current_options(cfg['config'])),load_file(folder/'model.safetensors')
     except (ValueError, KeyError, TypeError, SafetensorError) as e: raise RedoError(f'{folder} is damaged ({type(e).__name__}): save or fetch it again') from None
     model.step,model.notes = cfg.get('step', 0),cfg.get('notes', {})
     return model.load_networks(state, str(folder)).eval()
