@@ -248,12 +248,12 @@ def to_markdown(
     line = lambda o: '| ' + ' | '.join(str(v).replace('|', '\\|') for v in o) + ' |'
     return '\n'.join([line(df.columns), line(['---']*df.shape[1]), *map(line, df.itertuples(index=False))])
 
-# %% ../nbs/40_experiment.ipynb #b84343c3
-def git_version()->str: # As `git describe` says; None outside a repository
+# %% ../nbs/40_experiment.ipynb #3632fa17
+def git_version()->str: # As `git describe` says, with '-dirty' where files other than results have changed since; None outside a repository
     "Version of the code in the working folder"
-    try: res = subprocess.run(['git','describe','--tags','--always','--dirty','--abbrev=12'], capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired): return None
-    return res.stdout.strip() or None if res.returncode == 0 else None
+    git = lambda *a: subprocess.run(['git',*a], capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+    try: return git('describe','--tags','--always','--abbrev=12') + ('-dirty' if git('status','--porcelain','-uno','--',':/',':(top,exclude)results') else '')
+    except (OSError, subprocess.SubprocessError): return None
 
 def run_scores(
     model, # Trained model
