@@ -22,7 +22,7 @@ from .losses import *
 from .model import *
 from .weights import *
 
-# %% ../nbs/50_all.ipynb #7d6cccb5
+# %% ../nbs/50_all.ipynb #545096a3
 from .train import *
 from .watch import *
 from .resume import *
@@ -34,6 +34,7 @@ from .teach import *
 from .onnx import *
 from .features import *
 from .experiment import *
+from .results import *
 from .grid import *
 from .mixtures import *
 from .timing import *

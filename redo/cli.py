@@ -249,7 +249,7 @@ def redo_redraw(
     print(f"{len(res['files'])} grids in {out}")
     return res
 
-# %% ../nbs/43_cli.ipynb #ec7722c0
+# %% ../nbs/43_cli.ipynb #3c468f03
 @command(['redo-evaluate --model redo-digits-1', 'redo-evaluate --model flowers --data flowers17 --split test --json scores.json',
           'redo-evaluate --method iem --data flowers17'])
 def redo_evaluate(
@@ -268,7 +268,8 @@ def redo_evaluate(
 ):
     "Score a model: IoU and accuracy with one assignment for the whole set (_set) and with the better one for every picture (_per_image)."
     from redo.core import RedoError
-    from redo.experiment import score_split, write_json
+    from redo.experiment import score_split
+    from redo.results import write_json
     if size is not None and method == 'trained': raise RedoError('--size goes with --method iem: a trained model is scored at its own size')
     net,_ = _decomposer(['-'], method, model, size, device)
     if data is None and method != 'trained': raise RedoError(f'--method {method} was trained on nothing: name a data set with --data')
@@ -295,7 +296,7 @@ def redo_export(
     print(f"{out}: {notes['size']} px, {notes['n_regions']} regions, background {notes.get('background', 'unknown')}; {same}")
     return dict(file=out, difference=diff, **notes)
 
-# %% ../nbs/43_cli.ipynb #87b5eefa
+# %% ../nbs/43_cli.ipynb #e955220f
 @command(['redo-benchmark', 'redo-benchmark --flags --scaling --plot speed.png --json speed.json', 'redo-benchmark --size 64 --bs 8 --set nf=16 --variants fast', 'redo-benchmark --device cuda'])
 def redo_benchmark(
     device:str=None, # cpu, cuda, cuda:1, mps (default: the best at hand)
@@ -316,7 +317,7 @@ def redo_benchmark(
     "Measure speed: training with paper, fast and robust in turns, masks alone, data alone."
     from redo.core import RedoError, atomic_path
     from redo.benchmark import benchmark, benchmark_text, plot_benchmark
-    from redo.experiment import write_json
+    from redo.results import write_json
     try: bss = tuple(int(o) for o in bs.split(',')) if bs else None
     except ValueError: raise RedoError(f"--bs {bs}: give whole numbers, as 8 or 4,8") from None
     names = tuple(filter(None, (variants or '').replace(' ', '').split(',')))
@@ -327,7 +328,7 @@ def redo_benchmark(
         with atomic_path(plot) as p: plot_benchmark(res).savefig(p, dpi=150)
     return res
 
-# %% ../nbs/43_cli.ipynb #f22705ae
+# %% ../nbs/43_cli.ipynb #5f45b013
 def _names(text): return [o.strip() for o in (text or '').split(',') if o.strip()] or None
 
 @command(['redo-experiment example', 'redo-experiment example --dry-run', 'redo-experiment my_grid.yml --only "base,area hinge" --data digits --seeds 5 --jobs 2',
@@ -359,11 +360,11 @@ def redo_experiment(
 
 def _grid_report(df, at, dry_run=False):
     "Say what a grid came to, or would"
-    from redo.experiment import results_table
+    from redo.results import results_table
     if dry_run: print(f"{df.to_string(index=False)}\n\n{len(df)} runs, {(df.state == 'finished').sum()} of them finished"); return
     print(f"\n{results_table(df, ['data','run'], ('iou_set','iou_per_image','test.iou_set','min_region_size','minutes')).to_string()}\n\n{at}.jsonl: a line a run; {at}-curves.jsonl: losses and scores over steps")
 
-# %% ../nbs/43_cli.ipynb #fa2d9dea
+# %% ../nbs/43_cli.ipynb #6340c1fb
 @command(['redo-teach flowers17 --out taught', 'redo-teach flowers17 --out taught --install', 'redo-teach my_pictures/ --out taught --teacher iem --steps 300'])
 def redo_teach(
     spec:str, # Data set, as flowers17, or a folder of pictures
@@ -389,7 +390,7 @@ def redo_teach(
     progress:bool=True # Show no progress
 ):
     "Teach a mask network from masks that GrabCut, k-means or IEM make: no label is used, and no GAN."
-    from redo.experiment import append_result
+    from redo.results import append_result
     from redo.teach import install_model, teach_run
     made = new_folder(spec) if out is None else None
     out = Path(out or made)

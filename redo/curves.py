@@ -8,7 +8,7 @@ Docs: https://redo-segmentation.github.io/redo/curves.html.md"""
 __all__ = ['bin_means', 'MaskRows', 'mask_strip', 'curve_line', 'load_curves', 'collect', 'mean_curve', 'one_curve',
            'plot_curves', 'small_picture']
 
-# %% ../nbs/40c_curves.ipynb #d20c89df
+# %% ../nbs/40c_curves.ipynb #b1ee6fd0
 import json, torch, torch.nn.functional as F
 from contextlib import suppress
 from io import BytesIO
@@ -20,7 +20,7 @@ from fastai.basics import Callback
 from fastai.torch_core import get_model
 from matplotlib.figure import Figure
 from .core import *
-from .experiment import append_result, load_results, plain, read_json, result_line, running
+from .results import append_result, load_results, plain, read_json, result_line, running
 from .ranks import is_main
 
 # %% ../nbs/40c_curves.ipynb #ba778ae5

@@ -8,7 +8,7 @@ Docs: https://redo-segmentation.github.io/redo/grid.html.md"""
 __all__ = ['Run', 'grid_runs', 'check_run', 'run_one', 'run_places', 'sigterm_as_ctrl_c', 'run_all', 'run_grid', 'constant_iou',
            'failed', 'failure_table', 'paired_table']
 
-# %% ../nbs/40a_grid.ipynb #49aa1519
+# %% ../nbs/40a_grid.ipynb #d40b530b
 import inspect, os, signal, sys, threading, torch
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
@@ -21,7 +21,8 @@ from fastprogress.fastprogress import progress_bar
 from scipy.stats import binomtest, t as t_dist, wilcoxon
 from .core import *
 from .data.core import get_source
-from .experiment import load_results, run_config, run_state_of, train_run
+from .experiment import run_config, run_state_of, train_run
+from .results import load_results
 from .metrics import RegionScores
 
 # %% ../nbs/40a_grid.ipynb #e283d0b3

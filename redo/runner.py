@@ -8,7 +8,7 @@ Docs: https://redo-segmentation.github.io/redo/runner.html.md"""
 __all__ = ['GRIDS', 'list_grids', 'fit_value', 'Grid', 'seed_list', 'file_name', 'load_grid', 'check_runs', 'plan',
            'run_experiment', 'keep_run']
 
-# %% ../nbs/42_runner.ipynb #b21a719b
+# %% ../nbs/42_runner.ipynb #dc39a24d
 import inspect, re, yaml
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -16,7 +16,8 @@ import pandas as pd
 from fastcore.basics import patch
 from .core import *
 from .curves import MaskRows, collect, mask_strip
-from .experiment import append_result, load_results, read_json, train_run
+from .experiment import train_run
+from .results import append_result, load_results, read_json
 from .grid import Run, check_run, run_all
 from .learner import Recipe
 
