@@ -7,7 +7,7 @@ import sys
 from nbdev.config import get_config
 from nbdev.test import test_nb
 cfg = get_config()
-passed,secs = test_nb(sys.argv[1], skip_flags=cfg.tst_flags, force_flags=sys.argv[2:], basepath=cfg.config_path, cell_timeout=cfg.cell_timeout)
+passed,secs = test_nb(sys.argv[1], skip_flags=cfg.tst_flags, force_flags=sys.argv[2:], basepath=cfg.config_path, cell_timeout=None if sys.argv[2:] else cfg.cell_timeout) # slow cells take what they take
 sys.exit(not passed)
 '''
 
