@@ -250,7 +250,7 @@ class AutoEncoder(TransformerMixin, BaseEstimator):
         check_is_fitted(self, 'net_')
         with torch.no_grad(): return torch.cat([self.net_[0](o.float()/127.5-1) for o in as_images(X, self.size_).split(64)]).numpy()
 
-# %% ../nbs/19e_features.ipynb #d1a59fc5
+# %% ../nbs/19e_features.ipynb #975eae01
 @patch
 def _build(self:AutoEncoder)->nn.Sequential: # Encoder and decoder
     "Fresh networks"
@@ -260,6 +260,7 @@ def _build(self:AutoEncoder)->nn.Sequential: # Encoder and decoder
     n = cs[-1]*s*s
     return nn.Sequential(nn.Sequential(*down, nn.Flatten(), nn.Linear(n, self.code)), nn.Sequential(nn.Linear(self.code, n), nn.Unflatten(1, (cs[-1],s,s)), *up, nn.Tanh()))
 
+# %% ../nbs/19e_features.ipynb #52f82c70
 @patch
 def _step(self:AutoEncoder, x:Tensor, opt)->float: # Mean squared error before the step
     "One step on pictures drawn at random"
@@ -270,6 +271,7 @@ def _step(self:AutoEncoder, x:Tensor, opt)->float: # Mean squared error before t
     opt.step()
     return loss.item()
 
+# %% ../nbs/19e_features.ipynb #4e5a0942
 @patch
 def paint(self:AutoEncoder, X)->Tensor: # (N,3,size,size) uint8
     "Pictures through the code and back"
@@ -317,7 +319,7 @@ def label_budget_scores(
             rows.append(dict(budget=k, draw=d, accuracy=float((c.predict(features[rest]) == labels[rest]).mean()), queries=len(rest)))
     return pd.DataFrame(rows)
 
-# %% ../nbs/19e_features.ipynb #2724029c
+# %% ../nbs/19e_features.ipynb #1b00e3e9
 def matched_accuracy(
     truth:np.ndarray, # Classes, (N,)
     pred:np.ndarray # Clusters, (N,)
@@ -327,6 +329,7 @@ def matched_accuracy(
     i,j = linear_sum_assignment(table, maximize=True)
     return float(table[i,j].sum()/table.sum())
 
+# %% ../nbs/19e_features.ipynb #be251fde
 def cluster_scores(
     features:np.ndarray, # (N,features)
     labels:np.ndarray, # (N,), only to score
@@ -342,7 +345,7 @@ def cluster_scores(
         rows.append(dict(seed=s, accuracy=matched_accuracy(labels, p), nmi=normalized_mutual_info_score(labels, p), ari=adjusted_rand_score(labels, p)))
     return pd.DataFrame(rows)
 
-# %% ../nbs/19e_features.ipynb #ba5883a5
+# %% ../nbs/19e_features.ipynb #c4e70659
 def mask_thumbs(
     masks:Tensor, # Soft masks of the object, (N,h,w)
     labels:np.ndarray # Classes, (N,)
@@ -352,6 +355,7 @@ def mask_thumbs(
     rgb = (torch.tensor(colormaps['tab20'].colors)*255).round().byte()[torch.as_tensor(labels) % 20]
     return torch.cat([rgb[:,:,None,None].expand(-1,-1,*masks.shape[1:]), (masks*255).round().byte()[:,None]], 1)
 
+# %% ../nbs/19e_features.ipynb #371db5cf
 def plot_map(
     features:np.ndarray, # (N,features)
     labels:np.ndarray, # Classes, (N,), for the colours of dots

@@ -78,7 +78,7 @@ def best_merged(
         return (iou + 1e-9*acc).mean().item()
     return max(merged_assignments(*tables.shape[1:]), key=worth)
 
-# %% ../nbs/40d_mixtures.ipynb #7663a2c8
+# %% ../nbs/40d_mixtures.ipynb #169bb3ec
 def table_scores(
     tables:Tensor, # (N,K,2)
     assignment:list, # Class of each region
@@ -90,6 +90,7 @@ def table_scores(
     shares = (n/n.sum(0).clamp(min=1)).T.tolist()
     return dict(accuracy_set=acc, iou_set=iou, iou_own=assigned_scores(tables, own or assignment)[1].mean().item(), n_images=len(tables), shares=shares)
 
+# %% ../nbs/40d_mixtures.ipynb #227b32eb
 def score_parts(
     model:Decomposer, # Trained model; its `notes` may say what it was trained on
     spec=None, # Data set; None: what the model was trained on
@@ -108,7 +109,7 @@ def score_parts(
     res = {n: table_scores(t, a, best_merged(chosen[n])) for n,t in tables.items()}
     return dict(assignment=a, **res, together=table_scores(torch.cat([*tables.values()]), a))
 
-# %% ../nbs/40d_mixtures.ipynb #2a09908b
+# %% ../nbs/40d_mixtures.ipynb #74ed5a47
 def shares_table(
     scores:dict # From `score_parts`
 )->pd.DataFrame: # A row for background and object of each set, a column for each region
@@ -118,6 +119,7 @@ def shares_table(
     res.index = pd.MultiIndex.from_tuples(rows, names=['set','pixels'])
     return res.rename(columns=lambda k: f'region {k}')
 
+# %% ../nbs/40d_mixtures.ipynb #1dc52f65
 def kinds_apart(
     scores:dict, # From `score_parts`
     what:str='object' # 'object' or 'background'
