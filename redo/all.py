@@ -9,6 +9,7 @@ __all__ = []
 
 # %% ../nbs/50_all.ipynb #f8c0e289
 from .core import *
+from .files import *
 from .ranks import *
 from .metrics import *
 from .data.core import *

@@ -315,7 +315,8 @@ def redo_benchmark(
     progress:bool=True # Show no progress
 ):
     "Measure speed: training with paper, fast and robust in turns, masks alone, data alone."
-    from redo.core import RedoError, atomic_path
+    from redo.core import RedoError
+    from redo.files import atomic_path
     from redo.benchmark import benchmark, benchmark_text, plot_benchmark
     from redo.results import write_json
     try: bss = tuple(int(o) for o in bs.split(',')) if bs else None

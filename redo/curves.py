@@ -20,7 +20,8 @@ from fastai.basics import Callback
 from fastai.torch_core import get_model
 from matplotlib.figure import Figure
 from .core import *
-from .results import append_result, load_results, plain, read_json, result_line, running
+from .files import *
+from .results import append_result, load_results, plain, result_line, running
 from .ranks import is_main
 
 # %% ../nbs/40c_curves.ipynb #ba778ae5

@@ -17,6 +17,7 @@ import pandas as pd, torch
 from fastai.basics import Callback, ifnone
 import redo.data.photos, redo.data.toy
 from .core import *
+from .files import *
 from .ranks import *
 from .data.core import as_size, get_source, parse_spec
 from .data.loaders import MemoryDL, MemorySet, redo_dataloaders

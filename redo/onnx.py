@@ -14,6 +14,7 @@ from pathlib import Path
 from fastcore.basics import patch
 from torch import nn, Tensor
 from .core import *
+from .files import *
 
 # %% ../nbs/19d_onnx.ipynb #fd083c76
 def need_onnx(

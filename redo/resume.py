@@ -13,6 +13,7 @@ from fastai.basics import *
 from fastai.callback.tracker import TrackerCallback
 from fastai.torch_core import get_model
 from .core import *
+from .files import *
 from .ranks import any_rank, is_main
 from .train import NotFinite, RegionLearner
 from .weights import safe_load

@@ -17,7 +17,8 @@ from fastcore.basics import patch
 from .core import *
 from .curves import MaskRows, collect, mask_strip
 from .experiment import train_run
-from .results import append_result, load_results, read_json
+from .files import *
+from .results import append_result, load_results
 from .grid import Run, check_run, run_all
 from .learner import Recipe
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from fastcore.basics import chunked, patch
 from fastprogress.fastprogress import progress_bar
 from .core import *
+from .files import *
 from .data.core import PICTURES, fit_image, parallel_map
 from .data.folders import picture_files
 from .data.loaders import to_picture

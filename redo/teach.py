@@ -16,6 +16,7 @@ from fastprogress.fastprogress import progress_bar
 from torch import Tensor
 import redo.data.photos, redo.data.toy
 from .core import *
+from .files import *
 from .data.core import Pictures, get_source, parse_spec
 from .data.loaders import MemoryDL
 from .iem import IEM

@@ -16,6 +16,7 @@ from fastai.basics import *
 from fastai.callback.tracker import TrackerCallback
 from fastai.torch_core import get_model
 from .core import *
+from .files import *
 from .ranks import agree, is_main
 from .train import LossHistory
 

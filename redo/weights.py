@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 import redo.core
 from .core import *
+from .files import *
 from .model import *
 
 # %% ../nbs/14_weights.ipynb #dbca3628

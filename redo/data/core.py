@@ -21,7 +21,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from fastprogress.fastprogress import progress_bar
 from safetensors import safe_open, SafetensorError
 from safetensors.torch import save_file
-from ..core import RedoError, atomic_path
+from ..core import RedoError
+from ..files import *
 
 # %% ../../nbs/02_data.core.ipynb #c32a6630
 SOURCES = {} # Name -> `SourceEntry`; '+' makes mixed sets

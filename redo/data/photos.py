@@ -20,7 +20,8 @@ from fastcore.basics import store_attr
 from fastdownload import download_url
 from PIL import Image
 from scipy.io import loadmat
-from ..core import RedoError, atomic_path, shared_path
+from ..core import RedoError, shared_path
+from ..files import *
 from .core import Pictures, Source, decode_files, get_source, read_image, register_source
 
 # %% ../../nbs/04_data.photos.ipynb #8f8cd139
