@@ -16,6 +16,7 @@ from fastai.basics import *
 from fastai.callback.schedule import ParamScheduler
 from fastai.torch_core import get_model
 from .core import *
+from .data.loaders import data_fingerprint
 from .metrics import region_metrics
 from .model import ReDO, current_options
 from .train import *
@@ -191,7 +192,7 @@ def redo_learner(
     names = list(model.groups())
     opt = partial(group_adam, wd=[r.wd_mask if n == 'mask' else 0. for n in names], fused=r.fused)
     lr = [dict(mask=r.lr_mask, regions=r.lr_gen, latent=r.lr_latent, disc=r.lr_disc)[n] for n in names]
-    extra = dict(recipe=asdict(r), spec=str(getattr(dls, 'spec', '')), seed=seed)
+    extra = dict(recipe=asdict(r), spec=str(getattr(dls, 'spec', '')), seed=seed, **({'data': data_fingerprint(dls)} if checkpoint else {}))
     cbs = recipe_callbacks(r, seed, 1 if x.device.type == 'cpu' else 25, checkpoint, checkpoint_every, previews, extra) + list(L(cbs))
     learn = RegionLearner(dls, model, loss_func=RegionLoss(n_classes), splitter=group_splitter, opt_func=opt, lr=lr, wd_bn_bias=True, path=path,
         metrics=region_metrics(k, n_classes) if n_classes and y else [], cbs=cbs)
@@ -227,6 +228,6 @@ def fit_steps(self:RegionLearner,
     sched = [ParamScheduler({'lr': Rates(lr if is_listy(lr) else [lr]*len(names), names, r.decay, r.warm_mask)})] if r.decay or r.warm_mask else []
     while net.step < n and not getattr(guard, 'stopped', False):
         before = net.step,len(getattr(guard, 'events', []))
-        self.fit(math.ceil(n/every) - net.step//every, lr=lr, cbs=[StepBudget(n, every), *sched, *L(cbs)])
+        self.fit(math.ceil(n/every) - net.step//every, lr=lr, cbs=[StepBudget(n, every, True), *sched, *L(cbs)])
         if getattr(getattr(self, 'checkpoint', None), 'hit', False): raise KeyboardInterrupt
         if before == (net.step, len(getattr(guard, 'events', []))): raise RedoError('the training loader gives no batch: use a smaller batch size or more pictures')

@@ -8,7 +8,7 @@ Docs: https://redo-segmentation.github.io/redo/resume.html.md"""
 __all__ = ['rng_state', 'set_rng_state', 'plain_state', 'run_state', 'check_finite', 'Checkpoint']
 
 # %% ../nbs/17_resume.ipynb #50828b9b
-import math, random, signal, threading, torch
+import math, random, signal, threading, torch, warnings
 from fastai.basics import *
 from fastai.callback.tracker import TrackerCallback
 from fastai.torch_core import get_model
@@ -105,7 +105,33 @@ def after_epoch(self:Checkpoint):
     self.hit = any_rank(self.hit)
     if self.hit: raise CancelFitException()
 
+# %% ../nbs/17_resume.ipynb #1f14c7a8
+@patch
+def same_data(self:RegionLearner,
+    state:dict, # What a checkpoint holds
+    path:Path # Its file, for the message
+)->bool: # Are they? True also where that is not known
+    "Warn where the pictures are not those of the checkpoint, and note it in the next one"
+    cb = getattr(self, 'checkpoint', None)
+    was,now = ((o or {}).get('data') for o in (state.get('extra'), cb and cb.extra))
+    if not (was and now): return True
+    before = [*(state['extra'].get('data_before') or []), *([was] if was != now else [])]
+    if before: cb.extra['data_before'] = before
+    if was != now: warnings.warn(f'the pictures have changed since {path} was written ({was}; now {now}): the run goes on with the new ones, and not as it would have')
+    return was == now
+
 # %% ../nbs/17_resume.ipynb #3547fc8a
+def _load_state(learn, state):
+    "Put a state back into a learner"
+    get_model(learn.model).load_state_dict(state['model'])
+    if learn.opt is None: learn.create_opt()
+    learn.opt.load_state_dict(state['opt'])
+    set_rng_state(state['rng'])
+    if 'history' in state and hasattr(learn, 'loss_history'): learn.loss_history.load(state['history'])
+    if 'guard' in state and hasattr(learn, 'collapse_guard'): learn.collapse_guard.events = list(state['guard'])
+    trackers = [cb for cb in learn.cbs if isinstance(cb, TrackerCallback)]
+    for cb,best in zip(trackers, state.get('best', [])): cb.best,cb.reset_on_fit = best,False
+
 @patch
 def resume(self:RegionLearner,
     path:Path # Written by `Checkpoint`
@@ -113,13 +139,11 @@ def resume(self:RegionLearner,
     "Continue from a checkpoint; a `RedoError` if it is damaged or of another configuration"
     state,net = safe_load(path),get_model(self.model)
     if not isinstance(state, dict) or not {'config','model','opt','rng'} <= set(state): raise RedoError(f'{path} is not a checkpoint of a run: name one written by Checkpoint')
-    diff = [k for k in {**state['config'], **net.config} if state['config'].get(k) != net.config.get(k)]
-    if diff: raise RedoError(f"{path} is of another configuration: {diff[0]} was {state['config'].get(diff[0])}, now {net.config.get(diff[0])}; use the same options or another folder")
-    net.load_state_dict(state['model'])
-    if self.opt is None: self.create_opt()
-    self.opt.load_state_dict(state['opt'])
-    set_rng_state(state['rng'])
-    if 'history' in state and hasattr(self, 'loss_history'): self.loss_history.load(state['history'])
-    if 'guard' in state and hasattr(self, 'collapse_guard'): self.collapse_guard.events = list(state['guard'])
-    for cb,best in zip([cb for cb in self.cbs if isinstance(cb, TrackerCallback)], state['best']): cb.best,cb.reset_on_fit = best,False
+    try:
+        diff = [k for k in {**state['config'], **net.config} if state['config'].get(k) != net.config.get(k)]
+        if diff: raise RedoError(f"{path} is of another configuration: {diff[0]} was {brief(state['config'].get(diff[0]))}, now {net.config.get(diff[0])}; use the same options or another folder")
+        self.same_data(state, path)
+        _load_state(self, state)
+    except (KeyError, RuntimeError, ValueError, TypeError, AttributeError, IndexError) as e:
+        raise RedoError(f'{path} is damaged ({type(e).__name__}): begin again in another folder, or copy the file from where it is whole') from None
     return self

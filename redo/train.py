@@ -6,10 +6,11 @@ Docs: https://redo-segmentation.github.io/redo/train.html.md"""
 
 # %% auto #0
 __all__ = ['NumericWrapper', 'group_splitter', 'group_adam', 'RegionLoss', 'SameScores', 'RegionLearner', 'PhaseCallback',
-           'NotFinite', 'LossHistory', 'StepBudget', 'PhasePrecision']
+           'NotFinite', 'LossHistory', 'StepBudget', 'StepLines', 'PhasePrecision']
 
 # %% ../nbs/15_train.ipynb #2847bc50
 import math, time, torch
+from itertools import islice
 from fastai.basics import *
 from fastai.callback.fp16 import MixedPrecision, AMPMode
 from fastai.callback.training import GradientAccumulation
@@ -75,6 +76,11 @@ class RegionLearner(Learner):
         if n_ranks() > 1: self.add_cb(SameScores())
         if not is_main(): self.remove_cb(ProgressCallback).logger = noop
     def to_detach(self, b, cpu=True, gather=True): return to_detach(b, cpu, False)
+    def _do_fit(self):
+        self.epoch = 0
+        while self.epoch < self.n_epoch or any(getattr(cb, 'wants_more', noop)() for cb in self.cbs):
+            self._with_events(self._do_epoch, 'epoch', CancelEpochException)
+            self.epoch += 1
     def fit(self, *args, **kwargs):
         try: return super().fit(*args, **kwargs)
         except RedoError as e: raise type(e)(str(e).rpartition('\n\t')[2]) from None
@@ -143,7 +149,7 @@ class LossHistory(Callback):
     order = 110
     def __init__(self, check_every:int=1): # Look for NaN every so many steps; 1 costs a synchronisation a step on an accelerator
         self.check_every,self.steps,self.scores,self.rows,self.seconds = check_every,[],[],[],0.
-    def before_fit(self): self.rows,self.start = [],time.time()-self.seconds
+    def before_fit(self): self.rows,self.start = [],time.monotonic()-self.seconds
     def after_pred(self):
         step,losses = get_model(self.model).step,self.learn.phase_losses
         if not self.training or step % self.check_every or torch.stack([*losses.values()]).isfinite().all(): return
@@ -153,7 +159,7 @@ class LossHistory(Callback):
         if self.training: self.rows.append((get_model(self.model).step-1, dict(self.learn.phase_losses)))
     def flush(self):
         "Turn collected tensors into numbers; `NotFinite` at the first step where one is not"
-        rows,self.rows,self.seconds = self.rows,[],time.time()-self.start
+        rows,self.rows,self.seconds = self.rows,[],time.monotonic()-self.start
         for s,r in rows:
             row = dict(zip(r, torch.stack([*r.values()]).tolist()))
             for k,v in row.items():
@@ -180,26 +186,56 @@ def after_epoch(self:LossHistory):
     self.scores.append({'step': n, 'seconds': round(self.seconds, 2), **self.means(), **{k: v for k,v in rec.items() if k not in ('train_loss','time') and v is not None}})
 
 # %% ../nbs/15_train.ipynb #a2b2480c
+class _Steps:
+    "A loader that gives so many batches, beginning again where it ends"
+    def __init__(self, dl, n): self.dl,self.n = dl,n
+    def __len__(self): return self.n
+    def __getattr__(self, k):
+        if k == 'dl': raise AttributeError(k)
+        return getattr(self.dl, k)
+    def __iter__(self):
+        left,given = self.n,True
+        while left and given:
+            given = 0
+            for given,b in enumerate(islice(self.dl, left), 1): yield b
+            left -= given
+
 class StepBudget(Callback):
     "Train until the model has done `n` steps, validating after every `every`"
     order = -5
     def __init__(self,
         n:int, # Steps of the whole run
-        every:int=None # Steps between validations; an epoch of the loader where None
-    ): self.n,self.every = n,every
-    def _left(self):
-        step = get_model(self.model).step
-        return min(self.n-step, self.every-step%self.every) if self.every else self.n-step
+        every:int=None, # Steps between validations; an epoch of the loader where None
+        whole:bool=False # Go on until all steps are done, however many epochs `fit` was asked for?
+    ): self.n,self.every,self.whole = n,every,whole
     def before_train(self):
-        self.left = self._left()
-        if self.left <= 0: raise CancelFitException()
-        if hasattr(self.dls.train, 'n_steps'): self.dls.train.n_steps = min(self.left, len(self.dls.train)) if not self.every else self.left
+        step,dl = get_model(self.model).step,self.dls.train
+        self.given,left = 0,self.n-step
+        if left <= 0: raise CancelFitException()
+        left = min(left, self.every-step%self.every if self.every else len(dl))
+        if hasattr(dl, 'n_steps'): dl.n_steps = left
+        else: self.learn.dl = _Steps(dl, left)
     def before_batch(self):
         if not self.training: return
-        if self.left <= 0: raise CancelTrainException()
-        self.learn.pct_train,self.left = min(1., get_model(self.model).step/self.n),self.left-1
+        self.learn.pct_train,self.given = min(1., get_model(self.model).step/self.n),self.given+1
+    def wants_more(self): return self.whole and self.given and get_model(self.model).step < self.n
     def after_fit(self):
         if hasattr(self.dls.train, 'n_steps'): self.dls.train.n_steps = None
+
+# %% ../nbs/15_train.ipynb #1ad0d16e
+class StepLines(Callback):
+    "Print step, time, time left and scores after every validation"
+    order = 112 # after `LossHistory`
+    def __init__(self,
+        n:int, # Steps of the whole run
+        names:tuple=('gen_loss','disc_loss','loss','iou_set','iou_per_image') # What to print where it is known
+    ): self.n,self.names = n,names
+    def before_fit(self): self.begin = get_model(self.model).step,time.monotonic()
+    def after_epoch(self):
+        row,(first,start) = self.loss_history.scores[-1],self.begin
+        left = (time.monotonic()-start)*(self.n-row['step'])/max(1, row['step']-first)
+        said = ', '.join(f'{k} {row[k]:.3f}' for k in self.names if k in row)
+        print(f"step {row['step']} of {self.n}, {row['seconds']:.0f} s, {left:.0f} s left: {said}", flush=True)
 
 # %% ../nbs/15_train.ipynb #8a810b7e
 class PhasePrecision(MixedPrecision):
