@@ -171,7 +171,7 @@ def write_run(
     return dict(run=name, id=cfg['id'], status='collapsed' if stopped else 'finished', **scores,
         collapsed=stopped or scores['min_region_size'] < (r.collapse or .02), collapses=getattr(guard, 'events', []),
         steps=net.step, seconds=round(h.seconds, 2), **{k: cfg[k] for k in ('spec','size','n_regions','seed','init') if k in cfg}, recipe_name=r.name, recipe=asdict(r),
-        **{k: v for k,v in learn.checkpoint.extra.items() if k in ('data','data_before') and v}, device=str(x.device), threads=torch.get_num_threads(), versions=versions(), commit=git_version())
+        **{k: v for k,v in learn.checkpoint.extra.items() if k in ('pictures','pictures_before') and v}, device=str(x.device), threads=torch.get_num_threads(), versions=versions(), commit=git_version())
 
 # %% ../nbs/40_experiment.ipynb #6c16b6a5
 def run_id(
@@ -182,7 +182,7 @@ def run_id(
 )->str: # 12 hexadecimal digits
     "Id of a run: the same for the same configuration"
     dev = learn.dls.device
-    what = {k: cfg.get(k) for k in ('spec','size','n_regions','seed','recipe','init')} | dict(name=name, notes=notes, data=learn.checkpoint.extra.get('data'))
+    what = {k: cfg.get(k) for k in ('spec','size','n_regions','seed','recipe','init')} | dict(name=name, notes=notes, pictures=learn.checkpoint.extra.get('pictures'))
     text = json.dumps(plain(what | dict(device=dev.type, bf16=has_bf16(dev))), sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 

@@ -113,10 +113,10 @@ def same_data(self:RegionLearner,
 )->bool: # Are they? True also where that is not known
     "Warn where the pictures are not those of the checkpoint, and note it in the next one"
     cb = getattr(self, 'checkpoint', None)
-    was,now = ((o or {}).get('data') for o in (state.get('extra'), cb and cb.extra))
+    was,now = ((o or {}).get('pictures') for o in (state.get('extra'), cb and cb.extra))
     if not (was and now): return True
-    before = [*(state['extra'].get('data_before') or []), *([was] if was != now else [])]
-    if before: cb.extra['data_before'] = before
+    before = [*(state['extra'].get('pictures_before') or []), *([was] if was != now else [])]
+    if before: cb.extra['pictures_before'] = before
     if was != now: warnings.warn(f'the pictures have changed since {path} was written ({was}; now {now}): the run goes on with the new ones, and not as it would have')
     return was == now
 

@@ -218,7 +218,9 @@ class StepBudget(Callback):
     def before_batch(self):
         if not self.training: return
         self.learn.pct_train,self.given = min(1., get_model(self.model).step/self.n),self.given+1
-    def wants_more(self): return self.whole and self.given and get_model(self.model).step < self.n
+    def after_train(self):
+        if not self.given: raise RedoError('the training loader gives no batch: use a smaller batch size or more pictures')
+    def wants_more(self): return self.whole and get_model(self.model).step < self.n
     def after_fit(self):
         if hasattr(self.dls.train, 'n_steps'): self.dls.train.n_steps = None
 

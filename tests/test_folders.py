@@ -100,7 +100,7 @@ def test_changed_pictures(run, photos, tmp_path, monkeypatch):
     assert rc == 0
     one_line(said, 'the pictures have changed since')
     s = json.loads((out/'summary.json').read_text())
-    assert len(s['data_before']) == 1 and s['data_before'][0] != s['data']
+    assert len(s['pictures_before']) == 1 and s['pictures_before'][0] != s['pictures']
 
 def test_steps_by_set(run, tmp_path):
     "`--set steps=` is `--steps`; both at once must agree"
