@@ -22,7 +22,7 @@ from PIL import Image
 from scipy.io import loadmat
 from ..core import RedoError, shared_path
 from ..files import *
-from .core import Pictures, Source, decode_files, get_source, read_image, register_source
+from .core import Pictures, Source, decode_files, get_source, one_line, read_image, register_source
 
 # %% ../../nbs/04_data.photos.ipynb #8f8cd139
 LAYOUTS = dict(
@@ -67,7 +67,9 @@ class PhotoSource(Source):
         if not rows: raise RedoError(f'{self.name}: the {split} split is empty; check the split list')
         if not self.skip_bad:
             gone = [p for _,*ps in rows for p in ps if p is not None and not p.exists()]
-            if gone: raise RedoError(f'{self.name}: {gone[0]} is missing ({len(gone)} files in all); the root must hold {LAYOUTS[self.name]}')
+            if gone:
+                gone = f'{one_line(gone[0])} is missing ({len(gone)} files in all)'
+                raise RedoError(f'{self.name}: {gone}; the root must hold {LAYOUTS[self.name]}')
         return decode_files([r[1:] for r in rows], size, resize, self.rule, [r[0] for r in rows], exif=False,
             skip_bad=self.skip_bad, progress=self.progress)
 
@@ -77,11 +79,10 @@ def _read_table(
     n:int # Words a line
 )->list: # Lists of `n` words; empty lines are skipped
     "Read a list of words"
-    try: lines = Path(path).read_text(encoding='utf-8').splitlines()
-    except (OSError, UnicodeDecodeError) as e: raise RedoError(f'cannot read {path} ({e}): give the original file') from None
+    lines = read_text(path).splitlines()
     rows = [o.split() for o in lines]
     for i,o in enumerate(rows):
-        if len(o) not in (0,n): raise RedoError(f"{path}, line {i+1}: '{lines[i]}' is not {n} words; give the original file")
+        if len(o) not in (0,n): raise RedoError(f"{path}, line {i+1}: {brief(lines[i])} is not {n} words; give the original file")
     return [o for o in rows if o]
 
 # %% ../../nbs/04_data.photos.ipynb #43190f24
@@ -96,10 +97,12 @@ def flowers_mask(
 @register_source('flowers102')
 def _flowers102(spec, root, seed):
     root = find_root('flowers102', root, ['jpg','segmim','setid.mat'])
-    try: ids = {s: loadmat(root/'setid.mat')[k].ravel() for s,k in dict(train='tstid', valid='valid', test='trnid').items()}
-    except Exception as e: raise RedoError(f'{root/"setid.mat"} does not hold the three lists of Flowers-102 ({e}): download it again') from None
+    lists = regular_file(root/'setid.mat')
+    try: ids = {s: loadmat(lists)[k].ravel().astype(int) for s,k in dict(train='tstid', valid='valid', test='trnid').items()}
+    except Exception as e:
+        raise RedoError(one_line(f'{lists} does not hold the three lists of Flowers-102 ({e}): download it again')) from None
     def row(i): return f'image_{i:05d}', root/f'jpg/image_{i:05d}.jpg', root/f'segmim/segmim_{i:05d}.jpg'
-    return PhotoSource('flowers102', {s: [row(int(i)) for i in o] for s,o in ids.items()}, flowers_mask)
+    return PhotoSource('flowers102', {s: [row(i) for i in o] for s,o in ids.items()}, flowers_mask)
 
 # %% ../../nbs/04_data.photos.ipynb #99307ebf
 def first_channel(
@@ -108,8 +111,9 @@ def first_channel(
 )->np.ndarray: # (H,W)
     "One channel as it is stored: transparency changes nothing"
     try:
-        with Image.open(path) as img: a = np.asarray(img)
-    except Exception as e: raise RedoError(f'cannot read {path} ({e}): replace it') from None
+        with Image.open(regular_file(path)) as img: a = np.asarray(img)
+    except RedoError as e: raise RedoError(one_line(e)) from None
+    except Exception as e: raise RedoError(one_line(f'cannot read {path} ({e}): replace it')) from None
     return a if a.ndim==2 else a[...,channel]
 
 # %% ../../nbs/04_data.photos.ipynb #0bc0d239
@@ -201,7 +205,7 @@ SPLIT_LISTS = dict(cub=['train_val_test_split.txt'], lfw=['train.txt','val.txt',
 def md5_of(path:Path)->str:
     "MD5 of a file"
     h = hashlib.md5()
-    with open(path, 'rb') as f:
+    with open(regular_file(path), 'rb') as f:
         while (b := f.read(2**22)): h.update(b)
     return h.hexdigest()
 
@@ -257,6 +261,7 @@ def fetch(
 def _fetch_one(root, url, md5, parts, what, progress):
     "Download, check and unpack one file, and write down what it was"
     work,path = root/'.downloads',root/'downloads.json'
+    old = read_json(path) if os.path.lexists(path) else {}
     try: work.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise RedoError(f'cannot write {root} ({e.strerror}): choose another folder') from None
     try:
@@ -265,5 +270,4 @@ def _fetch_one(root, url, md5, parts, what, progress):
         if parts: _unpack(arch, parts, root, what)
         else: os.replace(arch, root/arch.name)
     finally: shutil.rmtree(work, ignore_errors=True)
-    old = json.loads(path.read_text()) if path.exists() else {}
     with atomic_path(path) as p: p.write_text(json.dumps({**old, arch.name: note}, indent=1))

@@ -9,7 +9,7 @@ __all__ = ['DIGIT_COLORS', 'DIGIT_TEXTURE', 'DIGIT_SPLITS', 'MNIST_FILES', 'C2_C
            'digits_arrays', 'digit_classes', 'read_idx', 'read_mnist', 'c2mnist_side', 'make_c2mnist', 'ToySource']
 
 # %% ../../nbs/03_data.toy.ipynb #fe25b851
-import gzip, struct, zlib
+import gzip, math, struct, zlib
 from contextlib import redirect_stdout
 from functools import lru_cache, partial
 from io import StringIO
@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from fastprogress import progress_bar
 from torch import Tensor
 from ..core import RedoError, step_seed, shared_path
-from .core import Pictures, Source, as_size, register_source
+from ..files import regular_file
+from .core import Pictures, Source, as_size, one_line, register_source
 
 # %% ../../nbs/03_data.toy.ipynb #c8e0054f
 DIGIT_COLORS = np.array([ # (background, even digit, odd digit) x (lowest, highest) x (red, green, blue)
@@ -145,19 +146,28 @@ def digit_classes(
 # %% ../../nbs/03_data.toy.ipynb #01af7fa0
 MNIST_FILES = dict(train=('train-images-idx3-ubyte','train-labels-idx1-ubyte'), test=('t10k-images-idx3-ubyte','t10k-labels-idx1-ubyte'))
 
+def _read_idx(path, f):
+    "Shape and bytes of an opened idx file; what it states about itself is checked before any of it is read"
+    head,size = f.read(4),path.stat().st_size
+    if len(head) < 4 or head[:3] != b'\0\0\x08' or head[3] > 8:
+        raise RedoError(f'{path} is not an idx file of bytes: download it again')
+    shape = f.read(4*head[3])
+    shape = struct.unpack(f'>{head[3]}I', shape) if len(shape) == 4*head[3] else (2**31,)
+    n = math.prod(shape)
+    data = f.read(n+1) if n <= min(2**31-1, 1032*size) else b'' # deflate packs 1032 bytes into one at best
+    if len(data) != n: raise RedoError(f'{path} is cut short or too long: download it again')
+    return shape,data
+
 def read_idx(
-    path:Path # File in MNIST's idx format, with or without gzip
+    path:Path # File in MNIST's idx format, with or without gzip, of less than 2 GB
 )->np.ndarray: # uint8 array of the shape that the file states
     "Read an idx file of bytes"
-    path = Path(path)
+    path = regular_file(path)
     try:
-        with (gzip.open if path.suffix=='.gz' else open)(path, 'rb') as f: data = f.read()
-    except (OSError, EOFError, zlib.error) as e: raise RedoError(f'cannot read {path} ({e}): download it again') from None
-    if len(data)<4 or data[:3]!=b'\0\0\x08': raise RedoError(f'{path} is not an idx file of bytes: download it again')
-    head = 4+4*data[3]
-    shape = struct.unpack(f'>{data[3]}I', data[4:head]) if len(data)>=head else (-1,)
-    if len(data)-head != np.prod(shape, dtype=np.int64): raise RedoError(f'{path} is cut short or too long: download it again')
-    return np.frombuffer(data, np.uint8, offset=head).reshape(shape)
+        with (gzip.open if path.suffix=='.gz' else open)(path, 'rb') as f: shape,data = _read_idx(path, f)
+        return np.frombuffer(data, np.uint8).reshape(shape)
+    except (OSError, EOFError, zlib.error, ValueError) as e:
+        raise RedoError(one_line(f'cannot read {path} ({e}): download it again')) from None
 
 # %% ../../nbs/03_data.toy.ipynb #1c3caca4
 def read_mnist(
@@ -169,7 +179,7 @@ def read_mnist(
     names = MNIST_FILES[part]
     need = f"put MNIST's {' and '.join(n+'.gz' for n in names)} there"
     if root is None: raise RedoError(f'MNIST is not here: give the folder that holds it as root, and {need}')
-    files = [next((p for p in (root/f'{n}.gz', root/n) if p.is_file()), None) for n in names]
+    files = [next((p for p in (root/f'{n}.gz', root/n) if p.exists()), None) for n in names]
     if None in files: raise RedoError(f'{root/names[files.index(None)]}.gz is missing: {need}, or let redo.data.photos.fetch("mnist", root) do it')
     x,y = map(read_idx, files)
     if x.ndim!=3 or y.shape!=x.shape[:1]: raise RedoError(f'{files[0]} and {files[1]} do not belong together: download both again')
