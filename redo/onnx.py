@@ -8,13 +8,14 @@ Docs: https://redo-segmentation.github.io/redo/onnx.html.md"""
 __all__ = ['need_onnx', 'region_notes', 'onnx_proto', 'OnnxMasks', 'onnx_parity', 'export_onnx']
 
 # %% ../nbs/19d_onnx.ipynb #1465c530
-import copy, importlib, logging, torch
+import copy, importlib, logging, math, torch
 from contextlib import contextmanager
 from pathlib import Path
 from fastcore.basics import patch
 from torch import nn, Tensor
 from .core import *
 from .files import *
+from .weights import need_finite
 
 # %% ../nbs/19d_onnx.ipynb #fd083c76
 def need_onnx(
@@ -71,7 +72,7 @@ class OnnxMasks(Decomposer):
         ort, = need_onnx('onnxruntime')
         opts = ort.SessionOptions()
         opts.intra_op_num_threads,opts.log_severity_level = threads or torch.get_num_threads(),3
-        if not Path(path).is_file(): raise RedoError(f'{path} does not exist: check the name')
+        regular_file(path)
         try:
             self.session = ort.InferenceSession(str(path), opts, providers=['CPUExecutionProvider'])
             own = self.session.get_modelmeta().custom_metadata_map
@@ -97,11 +98,11 @@ def decompose(self:OnnxMasks,
 def onnx_parity(
     model:Decomposer, # The model
     path:Path # Its export
-)->float: # Largest difference of a mask value
+)->float: # Largest difference of a mask value; NaN where a mask is not a number
     "Compare an export with its model on one and on five images of noise"
     other,net,g = OnnxMasks(path),copy.deepcopy(model).cpu().float().eval(),step_generator(0, 'parity', 0)
     xs = [torch.rand(n, 3, other.size, other.size, generator=g)*2-1 for n in (1,5)]
-    return max((net.decompose(x).masks-other.decompose(x).masks).abs().max().item() for x in xs)
+    return torch.stack([(net.decompose(x).masks-other.decompose(x).masks).abs().max() for x in xs]).max().item()
 
 # %% ../nbs/19d_onnx.ipynb #17d3da66
 def export_onnx(
@@ -110,9 +111,11 @@ def export_onnx(
     tolerance:float=1e-4 # Largest difference of a mask value
 )->float: # The difference; None where ONNX Runtime is not installed and nothing was compared
     "Write a model's masks as an ONNX file, whole or not at all, after a comparison"
+    need_finite(model.state_dict(), f'cannot export to {path}')
     proto,diff = onnx_proto(model),None
     with atomic_path(path) as p:
         p.write_bytes(proto.SerializeToString())
         if importlib.util.find_spec('onnxruntime'): diff = onnx_parity(model, p)
-        if diff is not None and diff > tolerance: raise RedoError(f'{path} is not written: its masks differ from the model by {diff:.1e}; another version of onnxruntime may help')
+        if diff is not None and math.isnan(diff): raise RedoError(f'{path} is not written: masks of this model are not numbers; train it again')
+        if diff is not None and not diff <= tolerance: raise RedoError(f'{path} is not written: its masks differ from the model by {diff:.1e}; another version of onnxruntime may help')
     return diff
