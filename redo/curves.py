@@ -9,7 +9,7 @@ __all__ = ['bin_means', 'MaskRows', 'mask_strip', 'curve_line', 'load_curves', '
            'plot_curves', 'small_picture']
 
 # %% ../nbs/40c_curves.ipynb #b1ee6fd0
-import json, torch, torch.nn.functional as F
+import torch, torch.nn.functional as F
 from contextlib import suppress
 from io import BytesIO
 from itertools import islice
@@ -21,7 +21,7 @@ from fastai.torch_core import get_model
 from matplotlib.figure import Figure
 from .core import *
 from .files import *
-from .results import append_result, load_results, plain, result_line, running
+from .results import append_result, json_lines, plain, result_line, run_key, running
 from .ranks import is_main
 
 # %% ../nbs/40c_curves.ipynb #ba778ae5
@@ -74,6 +74,12 @@ def mask_strip(
     if not rows: raise RedoError(f'{folder} holds no rows of masks: run with pictures')
     with atomic_path(file) as p: Image.fromarray(np.concatenate(rows)).save(p, optimize=True)
 
+# %% ../nbs/40c_curves.ipynb #f0c6d4c9
+def _table(file):
+    "Comma-separated values that a run wrote"
+    try: return pd.read_csv(regular_file(file))
+    except (OSError, ValueError) as e: raise RedoError(f'cannot read {file}: it is no table ({type(e).__name__}); it is damaged, remove the folder of the run and start it again') from None
+
 # %% ../nbs/40c_curves.ipynb #af7f1cc1
 def curve_line(
     out:Path, # Folder of a finished run
@@ -82,7 +88,7 @@ def curve_line(
     "The curves of a run"
     out = Path(out)
     s = read_json(out/'summary.json')
-    losses,h = (pd.read_csv(out/f'{o}.csv') for o in ('losses','history'))
+    losses,h = (_table(out/f'{o}.csv') for o in ('losses','history'))
     who = {k: s[k] for k in ('id','run','grid','data','spec','size','seed') if k in s}
     return plain({**who, **bin_means(losses), 'scores': bin_means(h[['step', *(o for o in scores if o in h)]])})
 
@@ -90,15 +96,10 @@ def curve_line(
 def load_curves(
     *files # Files of curves
 )->list: # Of dictionaries, one a run, as `curve_line` makes them
-    "Read curves; lines that are not whole are skipped"
+    "Read curves; lines that are not whole are skipped, and of a run the last one counts"
     res = {}
-    for f in files:
-        try: text = Path(f).read_text()
-        except OSError as e: raise RedoError(f'cannot read {f}: {e.strerror or e}; give files with names like GRID-curves.jsonl') from None
-        for l in text.splitlines():
-            with suppress(ValueError, KeyError, TypeError):
-                o = json.loads(l)
-                res[o['id']] = {**o, 'scores': {**o['scores']}}
+    for o in (o for f in files for o in json_lines(f)[0]):
+        with suppress(KeyError, TypeError): res[run_key(o)] = {**o, 'id': o['id'], 'scores': {**o['scores']}}
     return list(res.values())
 
 # %% ../nbs/40c_curves.ipynb #cadbc0eb
@@ -108,12 +109,12 @@ def collect(
     curves:Path # File of curves
 ):
     "Add lines of runs that a kill, or another file of results, has left out"
-    have = set(load_results(results).get('id', ())) if Path(results).exists() else set()
-    drawn = {o['id'] for o in load_curves(curves)} if Path(curves).exists() else set()
+    have = {run_key(o) for o in json_lines(results)[0]} if Path(results).exists() else set()
+    drawn = {*map(run_key, load_curves(curves))} if Path(curves).exists() else set()
     for o in map(Path, folders):
         s = read_json(o/'summary.json')
-        if s['id'] not in have: append_result(results, result_line(s, pd.read_csv(o/'history.csv').to_dict('records')))
-        if s['id'] not in drawn: append_result(curves, curve_line(o))
+        if run_key(s) not in have: append_result(results, result_line(s, _table(o/'history.csv').to_dict('records')))
+        if run_key(s) not in drawn: append_result(curves, curve_line(o))
 
 # %% ../nbs/40c_curves.ipynb #1809fad2
 def mean_curve(

@@ -1,0 +1,133 @@
+"Grids as processes: what ends them, that two do not do the same, and that the folder one works in has no say"
+import os, shutil, signal, subprocess, sys, time
+from contextlib import suppress
+from pathlib import Path
+import numpy as np, pytest
+from PIL import Image
+
+text = '''
+data: {pics: {size: 32}}
+base: {recipe: paper, steps: 30, bs: 2, nf: 4, nf_mask: 4, nf_disc: 4, save_every: 0, device: cpu}
+settings: {a: , b: {w_z: 1}}
+'''
+tiny = dict(spec='digits', size=32, recipe='paper', steps=6, bs=2, nf=4, nf_mask=4, nf_disc=4, device='cpu')
+command = 'import sys; from redo.cli import redo_experiment; sys.exit(redo_experiment())'
+
+def until(cond, seconds=300):
+    "Wait for a condition"
+    end = time.monotonic()+seconds
+    while not cond():
+        if time.monotonic() > end: raise TimeoutError
+        time.sleep(.005)
+
+def alive(pid):
+    "Is there such a process, not yet dead?"
+    try: return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] not in 'ZX'
+    except OSError: return False
+
+def children(pid): return [int(o) for o in Path(f'/proc/{pid}/task/{pid}/children').read_text().split()]
+
+def pictures(folder):
+    "A few pictures with masks: a square on a background"
+    rng = np.random.default_rng(0)
+    for o in ('images','masks'): (folder/o).mkdir(parents=True)
+    for i in range(16):
+        x,y = rng.integers(4, 16, 2)
+        mask = np.zeros((32,32), 'uint8')
+        mask[y:y+12,x:x+12] = 255
+        Image.fromarray(mask).save(folder/'masks'/f'{i}.png')
+        Image.fromarray((rng.integers(0, 99, (32,32,3)) + mask[...,None]//2).astype('uint8')).save(folder/'images'/f'{i}.png')
+
+def bits(folder): return {o: (folder/'my/pics'/o).read_bytes() for r in 'ab' for o in (f'{r}-0/losses.csv', f'{r}-0/weights/model.safetensors')}
+
+whole = {}
+
+@pytest.mark.skipif(not Path('/proc/self/task').exists(), reason='looks into /proc')
+@pytest.mark.parametrize('jobs', [1,2])
+def test_terminated(tmp_path, monkeypatch, jobs):
+    "A background job of a script, where Ctrl-C is ignored, ends on SIGTERM, and goes on to the same figures; meanwhile no other process runs the grid"
+    import torch
+    from redo.core import RedoError
+    from redo.runner import run_experiment
+    torch.set_num_threads(1)
+    (tmp_path/'my.yml').write_text(text), pictures(tmp_path/'pics')
+    env = dict(os.environ, PYTHONPATH=os.getcwd(), PYTHONWARNINGS='ignore')
+    monkeypatch.chdir(tmp_path)
+    go = lambda folder: run_experiment('my.yml', folder, f'{folder}-results', progress=False)
+    if not whole:
+        go('whole')
+        whole.update(bits(tmp_path/'whole'))
+    log,runs = tmp_path/'log',tmp_path/'cut/my/pics'
+    with open(log, 'w') as f:
+        p = subprocess.Popen([sys.executable, '-c', command, 'my.yml', '--jobs', str(jobs), '--folder', 'cut', '--results', 'cut-results'], env=env, stdout=f, stderr=f, start_new_session=True,
+                             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
+    workers = []
+    try:
+        until(lambda: all((runs/f'{o}-0/checkpoint.pth').exists() for o in 'ab'[:jobs]) or p.poll() is not None)
+        assert p.poll() is None, log.read_text()
+        workers = children(p.pid)
+        with pytest.raises(RedoError, match='cut/my is in use by another process'): go('cut')
+        assert p.poll() is None and len(workers) >= (jobs > 1)*jobs
+        p.terminate()
+        assert p.wait(30) == 130, log.read_text()
+        assert 'the same command goes on with it' in log.read_text() and 'Traceback' not in log.read_text(), log.read_text()
+        until(lambda: not any(map(alive, workers)), 10)
+    finally:
+        for o in (p.pid, *workers):
+            with suppress(ProcessLookupError): os.kill(o, signal.SIGKILL) if o != p.pid or p.poll() is None else None
+        p.wait()
+    assert not (runs/'b-0/summary.json').exists()
+    df = go('cut')
+    assert list(df.run) == ['a','b'] and df.id.nunique() == 2 and (df.steps == 30).all()
+    assert bits(tmp_path/'cut') == whole
+
+@pytest.fixture
+def handlers():
+    "Puts back what SIGINT and SIGTERM do"
+    old = {o: signal.getsignal(o) for o in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for k,o in old.items(): signal.signal(k, o)
+
+@pytest.mark.parametrize('do', [signal.SIG_IGN, signal.SIG_DFL, signal.default_int_handler])
+def test_sigterm(handlers, do):
+    "SIGTERM stops whatever Ctrl-C does outside"
+    from redo.grid import sigterm_as_ctrl_c
+    signal.signal(signal.SIGINT, do)
+    was = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), sigterm_as_ctrl_c(): signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGINT) == do and signal.getsignal(signal.SIGTERM) == was
+
+def test_sigterm_in_training(handlers, tmp_path):
+    "In training, SIGTERM ends after the step, with a checkpoint; a run that failed leaves nothing of this behind"
+    from fastai.basics import Callback
+    from redo.experiment import last_checkpoint
+    from redo.grid import Run, run_one
+    class At(Callback):
+        def __init__(self, do): self.do = do
+        def before_batch(self):
+            if self.training and self.model.step == 2: self.do()
+    def fail(): raise OSError('no disk')
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    assert 'no disk' in run_one(Run('a', 0, tiny|dict(cbs=[At(fail)]), tmp_path/'a'), tmp_path/'r.jsonl')
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    with pytest.raises(KeyboardInterrupt): run_one(Run('b', 0, tiny|dict(cbs=[At(lambda: signal.raise_signal(signal.SIGTERM))]), tmp_path/'b'), tmp_path/'r.jsonl')
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    assert 'after step 3' in last_checkpoint(tmp_path/'b')
+
+@pytest.mark.skipif(not shutil.which('git'), reason='needs git')
+def test_hostile_folder(tmp_path, monkeypatch):
+    "The repository one works in runs nothing, and is not taken for that of the code"
+    from redo.results import git_version
+    script,ran,repo = tmp_path/'run.sh',tmp_path/'ran',tmp_path/'repo'
+    script.write_text(f'#!/bin/sh\ntouch {ran}\n'), script.chmod(0o755)
+    git = lambda *a: subprocess.run(['git','-c','user.name=a','-c','user.email=a@b.c','-C',repo,*a], check=True, capture_output=True, text=True).stdout.strip()
+    repo.mkdir(), git('init'), git('commit','--allow-empty','-m','data'), git('config','core.fsmonitor',str(script))
+    commit = git('rev-parse','HEAD')
+    ours = git_version()
+    monkeypatch.chdir(repo)
+    for k,v in (('GIT_DIR',repo/'.git'), ('GIT_WORK_TREE',repo), ('GIT_EXTERNAL_DIFF',script)): monkeypatch.setenv(k, str(v))
+    assert git_version() == ours and not commit.startswith((ours or '-').removesuffix('-dirty'))
+    assert not ran.exists()
+    for k in ('GIT_DIR','GIT_WORK_TREE'): monkeypatch.delenv(k)
+    git('status')
+    assert ran.exists() # so git itself would have
