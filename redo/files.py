@@ -94,7 +94,7 @@ def folder_lock(
         lock.acquire()
     except Timeout: raise RedoError(f'{folder} is in use by another process: wait until that has ended, or choose another folder') from None
     except NotImplementedError: lock = None; warnings.warn(f'{folder} is on a file system without locks: do not start two runs there')
-    except OSError as e: raise RedoError(f'cannot write {folder}: {e.strerror or e}; choose another folder') from None
+    except OSError as e: raise RedoError(f'cannot write {folder}: {e.strerror or e}; free some space or choose another folder') from None
     try: yield
     finally:
         if lock: lock.release()

@@ -83,7 +83,7 @@ class Recipe:
     restarts:int=3 # Restarts before a run stops
 
 # %% ../nbs/18_learner.ipynb #fa27f877
-recipe_ranges = model_ranges | dict(steps=(1,10**9), bs=(1,2**16), nf=(0,1024), nf_mask=(0,1024), nf_disc=(0,1024), restarts=(0,1000), crop=(1,8), collapse=(0,.5),
+recipe_ranges = model_ranges | dict(steps=(1,10**9), bs=(1,2**16), nf=(0,1024), nf_mask=(0,1024), nf_disc=(0,1024), restarts=(0,1000), crop=(1,8), collapse=(0,1),
     area_until=(0,1e9), binary_from=(0,1e9), reg_until=(0,1e9), decay=(0,1), warm_mask=(0,1), wd_mask=(0,10),
     **dict.fromkeys(('lr_mask','lr_gen','lr_latent','lr_disc'), (0,10))) # Least and largest value of every number of a recipe
 

@@ -199,7 +199,7 @@ if own: fill()
 else: resource.prlimit(pid, resource.RLIMIT_FSIZE, (1000,1000)) # any larger file is one too many
 end('full', pid)
 (d.parent/'kept.pth').write_bytes((d/'run/checkpoint.pth').read_bytes())
-res['left'] = sorted(o.name for o in (d/'run').glob('.*'))
+res['left'] = sorted(o.name for o in (d/'run').glob('.*') if o.name != '.redo.lock')
 if own:
     end('still full', start('still full', d/'run'))
     end('new', start('new', d/'other'))
