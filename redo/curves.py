@@ -78,7 +78,8 @@ def mask_strip(
 def _table(file):
     "Comma-separated values that a run wrote"
     try: return pd.read_csv(regular_file(file))
-    except (OSError, ValueError) as e: raise RedoError(f'cannot read {file}: it is no table ({type(e).__name__}); it is damaged, remove the folder of the run and start it again') from None
+    except (OSError, ValueError) as e:
+        raise RedoError(f'cannot read {file}: it is no table ({type(e).__name__}); remove the folder and start the run again') from None
 
 # %% ../nbs/40c_curves.ipynb #af7f1cc1
 def curve_line(

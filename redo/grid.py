@@ -46,11 +46,13 @@ def seed_list(
 )->list:
     "Seeds as a list"
     res = seeds
-    if isinstance(res, str) and re.fullmatch(r'[0-9]{1,19}( *, *[0-9]{1,19})*', res.strip()): res = [*map(int, res.split(','))] if ',' in res else int(res)
+    if isinstance(res, str) and re.fullmatch(r'[0-9]{1,19}( *, *[0-9]{1,19})*', res.strip()):
+        res = [*map(int, res.split(','))] if ',' in res else int(res)
     if isinstance(res, Integral) and not isinstance(res, bool): res = range(min(res, 10_001))
     ok = isinstance(res, (list,tuple,range)) and 0 < len(res) <= 10_000
     if not ok or any(not isinstance(o, Integral) or isinstance(o, bool) or not 0 <= o < 2**63 for o in res):
-        raise RedoError(f"{where}: seeds is {brief(seeds)}: give a number, 1 or more, or several seeds, whole numbers from 0 to 2**63-1, at most 10,000 of them")
+        how = 'give a number, 1 or more, or several seeds, whole numbers from 0 to 2**63-1, at most 10,000 of them'
+        raise RedoError(f'{where}: seeds is {brief(seeds)}: {how}')
     return [*map(int, res)]
 
 # %% ../nbs/40a_grid.ipynb #0ae4ed79
@@ -62,7 +64,8 @@ def grid_runs(
 )->list: # Of `Run`, seed by seed, so that a grid cut short is still balanced
     "The runs of a grid, in order"
     if odd := set(only or ())-set(settings): raise RedoError(f"the grid has no setting '{min(odd)}': known are {', '.join(settings)}")
-    return [Run(name, s, args, Path(folder)/f'{name}-{s}') for s in seed_list(seeds) for name,args in settings.items() if not only or name in only]
+    mine = {k: v for k,v in settings.items() if not only or k in only}
+    return [Run(name, s, args, Path(folder)/f'{name}-{s}') for s in seed_list(seeds) for name,args in mine.items()]
 
 # %% ../nbs/40a_grid.ipynb #a9f1e7e6
 def check_run(
@@ -172,7 +175,8 @@ def check_jobs(
     jobs # Runs side by side
 ):
     "A `RedoError` where this is no number of runs"
-    if not isinstance(jobs, Integral) or isinstance(jobs, bool) or jobs < 1: raise RedoError(f'{brief(jobs)} runs side by side: use 1 or more')
+    if isinstance(jobs, Integral) and not isinstance(jobs, bool) and jobs > 0: return
+    raise RedoError(f'{brief(jobs)} runs side by side: use 1 or more')
 
 # %% ../nbs/40a_grid.ipynb #914760a8
 def run_all(
@@ -197,11 +201,14 @@ def run_all(
         todo,places = [o for o,d in zip(runs, done) if not d],list(devices or [None])
         for o,d in zip(runs, done):
             if d: end(o)
-        ends = run_places(todo, results, places*min(jobs, len(todo))) if len(places)*jobs > 1 else ((o, run_one(o, results, places[0])) for o in todo)
+        if len(places)*jobs > 1: ends = run_places(todo, results, places*min(jobs, len(todo)))
+        else: ends = ((o, run_one(o, results, places[0])) for o in todo)
         try:
             for o in progress_bar(ends, total=len(todo)) if progress and todo else ends: end(*o)
         finally: ends.close()
-    if failed: raise RedoError(f"{len(failed)} of {len(runs)} runs failed, the others are done; mend the cause and start the grid again: {'; '.join(failed[:5])}{'; ...' if failed[5:] else ''}")
+    if not failed: return
+    said = '; '.join([*failed[:5], *(['...'] if failed[5:] else [])])
+    raise RedoError(f'{len(failed)} of {len(runs)} runs failed, the others are done; mend the cause and start the grid again: {said}')
 
 # %% ../nbs/40a_grid.ipynb #b963baee
 def run_grid(

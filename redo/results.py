@@ -161,13 +161,15 @@ def to_markdown(
 # %% ../nbs/39_results.ipynb #405d4174
 def git_version(
     file:Path=None # A file of the package; one of ours where None
-)->str: # As `git describe` says, with '-dirty' where files other than results have changed since, or unknown code is there; None outside a repository
+)->str: # As `git describe` says, '-dirty' where files other than results have changed or unknown code is there; None outside a repository
     "Version of the code of the package"
     file,env = Path(file or inspect.getfile(RedoError)).resolve(),{k: v for k,v in os.environ.items() if not k.startswith('GIT_')}
     cmd = ['git','--no-optional-locks','-c','core.fsmonitor=false','-c','core.hooksPath=/dev/null']
-    def git(*a): return subprocess.run([*cmd,*a], cwd=file.parent, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors='replace', timeout=20, check=True).stdout.strip()
+    how = dict(cwd=file.parent, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors='replace', timeout=20, check=True)
+    def git(*a): return subprocess.run([*cmd,*a], **how).stdout.strip()
     try:
         git('ls-files','--error-unmatch','--',f':(literal){file.name}')
         new = git('ls-files','--others','--exclude-standard','--','*.py','*.ipynb',':(top)nbs/*.py',':(top)nbs/*.ipynb')
-        return git('describe','--tags','--always','--abbrev=12') + ('-dirty' if new or git('status','--porcelain','-uno','--',':/',':(top,exclude)results') else '')
+        new = new or git('status','--porcelain','-uno','--',':/',':(top,exclude)results')
+        return git('describe','--tags','--always','--abbrev=12') + '-dirty'*bool(new)
     except (OSError, subprocess.SubprocessError): return None

@@ -31,8 +31,8 @@ class _Loader(yaml.SafeLoader):
         return node
     def count(self, node, seen): # dictionary: count of each node; None while it is being counted
         if isinstance(node, yaml.ScalarNode):
-            if len(node.value) > 40 and node.tag.endswith(':int'): raise yaml.YAMLError(f'there is a number of {len(node.value)} characters in line {node.start_mark.line+1}')
-            return 1
+            if len(node.value) <= 40 or not node.tag.endswith(':int'): return 1
+            raise yaml.YAMLError(f'there is a number of {len(node.value)} characters in line {node.start_mark.line+1}')
         if id(node) not in seen:
             seen[id(node)] = None
             if isinstance(node, yaml.MappingNode): self.check_keys([k for k,_ in node.value])
@@ -44,7 +44,8 @@ class _Loader(yaml.SafeLoader):
         names = set()
         for k in keys:
             if not isinstance(k, yaml.ScalarNode) or k.tag.endswith(':merge'): continue
-            if (name := str(self.construct_object(k))) in names: raise yaml.YAMLError(f'{brief(name)} stands twice in the same place, the second time in line {k.start_mark.line+1}')
+            name,line = str(self.construct_object(k)),k.start_mark.line+1
+            if name in names: raise yaml.YAMLError(f'{brief(name)} stands twice in the same place, the second time in line {line}')
             names.add(name)
 
 # %% ../nbs/42_runner.ipynb #5dd59fac
@@ -56,7 +57,8 @@ def read_grid(
     try: res = yaml.load(text, _Loader)
     except RecursionError: why = 'it is nested too deeply'
     except yaml.YAMLError as e: why = ' '.join(str(e).split())[:300]
-    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as e: why = f'it holds a value that does not fit its type, {brief(str(e))}'
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as e:
+        why = f'it holds a value that does not fit its type, {brief(str(e))}'
     else:
         if isinstance(res, dict): return res
         raise RedoError(f"{file} holds no grid: it needs 'data' and 'settings'")
@@ -69,29 +71,33 @@ def list_grids()->dict: # Name -> what it is about
     "The grids of the package"
     return {o.stem: str(read_grid(o).get('about') or '') for o in sorted(GRIDS.glob('*.yml'))}
 
-# %% ../nbs/42_runner.ipynb #3208b382
+# %% ../nbs/42_runner.ipynb #af9ec9a7
 _own = {k for k,o in inspect.signature(train_run).parameters.items() if o.kind is not o.VAR_KEYWORD} - {'out','seed','resume','progress','run_name','results','cbs','notes'}
 _types = {'size': int, 'n_regions': int, 'save_every': float, 'previews': bool, 'skip_bad': bool, 'test': bool} | {k: v for k,v in inspect.get_annotations(Recipe).items() if k != 'name'}
+_kinds = {int: 'whole number of sensible size', float: 'finite number', bool: 'true or false', str: 'text of one line'}
 
+# %% ../nbs/42_runner.ipynb #3208b382
 def fit_value(
     k:str, # Argument of `train_run`, or field of a recipe
     v, # Its value as YAML gives it
     where:str # For the error
 ): # The value in its type
     "An argument in the type that it needs; a `RedoError` where it does not fit"
-    if k not in _own and k not in _types: raise RedoError(f"{where}: unknown argument {brief(k)}: known are {', '.join(sorted(_own | {*_types}))}")
+    known = _own | {*_types}
+    if k not in known: raise RedoError(f"{where}: unknown argument {brief(k)}: known are {', '.join(sorted(known))}")
     t = _types.get(k, str)
     if v is None: return v
     if k == 'recipe' and isinstance(v, dict): return {n: o if n == 'name' else fit_value(n, o, f'{where}: recipe') for n,o in v.items()}
     try:
-        if isinstance(v, bool) != (t is bool) or t is str and not isinstance(v, (str,os.PathLike,torch.device,Recipe)): raise ValueError
+        if isinstance(v, bool) != (t is bool): raise ValueError
+        if t is str and not isinstance(v, (str,os.PathLike,torch.device,Recipe)): raise ValueError
         if isinstance(v, str) and (not v.isprintable() or len(v) > 4096): raise ValueError
         if t in (bool,str): return v
         res = float(v)
         if not math.isfinite(res) or t is int and (res != int(res) or abs(res) > 2**31): raise ValueError
         return t(res)
     except (TypeError, ValueError, OverflowError):
-        raise RedoError(f"{where}: {k} is {brief(v)}, which is no {dict(int='whole number of sensible size', float='finite number', bool='true or false', str='text of one line')[t.__name__]}") from None
+        raise RedoError(f'{where}: {k} is {brief(v)}, which is no {_kinds[t]}') from None
 
 # %% ../nbs/42_runner.ipynb #2dbe850e
 @dataclass
@@ -109,7 +115,7 @@ class Grid:
     def __post_init__(self):
         self.file = self.file or f'grid {self.name}'
         self.seeds = seed_list(self.seeds, self.file)
-        if not isinstance(self.pictures, bool): raise RedoError(f'{self.file}: pictures is {brief(self.pictures)}, which is no true or false')
+        if not isinstance(self.pictures, bool): raise RedoError(f'{self.file}: pictures is {brief(self.pictures)}, not true or false')
         for k in ('settings','data','base','smoke'):
             v = getattr(self, k)
             if not isinstance(v, (dict,type(None))): raise RedoError(f"{self.file}: {k} is {brief(v)}, not 'name: value' pairs")
@@ -119,27 +125,30 @@ class Grid:
             setattr(self, k, {check_name(n, f'{self.file}: {k}'): {} if o is None else o for n,o in getattr(self, k).items()})
         for d in self.data: self.args(d)
 
-# %% ../nbs/42_runner.ipynb #9b8bcaec
+# %% ../nbs/42_runner.ipynb #84fd59b7
 def file_name(text)->str:
     "Text as part of a file's name"
     return re.sub(r'[^\w.+=-]+', '-', str(text)).strip('-.') or 'x'
 
+# %% ../nbs/42_runner.ipynb #9b8bcaec
 def check_name(
     name, # Of a setting or a data set
     where:str # For the error
 )->str: # As text
     "A `RedoError` where this cannot name a folder and stand in a line"
     res = str(name)
-    if not res.isprintable() or not 0 < len(os.fsencode(file_name(res))) <= 200: raise RedoError(f'{where} has the name {brief(res)}: use one line, of at most 200 characters')
-    return res
+    if res.isprintable() and 0 < len(os.fsencode(file_name(res))) <= 200: return res
+    raise RedoError(f'{where} has the name {brief(res)}: use one line, of at most 200 characters')
 
 # %% ../nbs/42_runner.ipynb #53d9c7c5
 @patch
 def _pick(self:Grid, what:str, have:dict, names)->list:
     "Names out of those that there are"
-    if not isinstance(names, (list,tuple,set,dict,type(None))): raise RedoError(f"{self.file}: {brief(names)} is no list of names: write [{next(iter(have))}]")
+    if not isinstance(names, (list,tuple,set,dict,type(None))):
+        raise RedoError(f'{self.file}: {brief(names)} is no list of names: write [{next(iter(have))}]')
     names = [brief(o) if isinstance(o, (list,dict)) else str(o) for o in names or ()]
-    if odd := [o for o in names if o not in have]: raise RedoError(f"{self.file}: there is no {what} {brief(odd[0])}: known are {', '.join([*have][:20])}")
+    odd = [o for o in names if o not in have]
+    if odd: raise RedoError(f"{self.file}: there is no {what} {brief(odd[0])}: known are {', '.join([*have][:20])}")
     return [o for o in have if not names or o in names]
 
 @patch
@@ -153,7 +162,8 @@ def args(self:Grid,
     for what,o in (('base', self.base), (data, self.data[data]), (setting, self.settings.get(setting, {})), ('smoke', self.smoke if smoke else {})):
         if not isinstance(o, dict): raise RedoError(f"{self.file}: {brief(what)} is {brief(o)}, not 'name: value' pairs")
         if 'spec' in o and what != data: raise RedoError(f"{self.file}: {brief(what)} has a spec: name the data set under 'data'")
-        res.update({k: fit_value(k, v, f'{self.file}: {brief(what)}') for k,v in o.items() if what != data or k not in ('seeds','settings')})
+        own = {k: v for k,v in o.items() if what != data or k not in ('seeds','settings')}
+        res.update({k: fit_value(k, v, f'{self.file}: {brief(what)}') for k,v in own.items()})
     return res
 
 # %% ../nbs/42_runner.ipynb #cba98fdc
@@ -169,7 +179,7 @@ def runs(self:Grid,
     only,data,at = self._pick('setting', self.settings, only),self._pick('data set', self.data, data),Path(folder)/self.label(smoke)
     args = {(d,s): self.args(d, s, smoke) for d in data for s in self._pick('setting', self.settings, self.data[d].get('settings')) if s in only}
     mine = {d: seed_list(seeds if seeds is not None else self.data[d].get('seeds', self.seeds), f'{self.file}: {d}')[:1 if smoke else None] for d in data}
-    if sum(len(mine[d]) for d,_ in args) > 100_000: raise RedoError(f'{self.file}: settings, data sets and seeds make more than 100,000 runs: name fewer')
+    if sum(len(mine[d]) for d,_ in args) > 100_000: raise RedoError(f'{self.file}: these are more than 100,000 runs: name fewer seeds')
     res = [Run(s, i, a | {'notes': {'grid': self.label(smoke), 'data': d}}, at/file_name(d)/f'{file_name(s)}-{i}') for i in dict.fromkeys(sum(mine.values(), [])) for (d,s),a in args.items() if i in mine[d]]
     if not res: raise RedoError(f'{self.file}: no run is left of what was asked for: name other settings or data sets')
     if len({o.out for o in res}) < len(res): raise RedoError(f'{self.file}: two settings, data sets or seeds have the same folder: give them names that differ in letters or digits')
@@ -189,7 +199,8 @@ def load_grid(
     "Read a grid"
     if isinstance(name, Grid): return name
     f = Path(name) if str(name).endswith(('.yml','.yaml')) else GRIDS/f'{name}.yml'
-    if not os.path.lexists(f): raise RedoError(f"there is no grid {name}: give the path of a .yml file, or one of {', '.join(list_grids())}")
+    if not os.path.lexists(f):
+        raise RedoError(f"there is no grid {name}: give the path of a .yml file, or one of {', '.join(list_grids())}")
     d,known = read_grid(f),[o.name for o in fields(Grid) if o.name not in ('name','file')]
     if odd := [o for o in d if o not in known]: raise RedoError(f"{f}: unknown entry {brief(odd[0])}: known are {', '.join(known)}")
     return Grid(**{'name': file_name(f.stem), 'file': str(name), 'settings': None, 'data': None, **d})
