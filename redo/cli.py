@@ -422,8 +422,10 @@ def redo_teach(
     from redo.results import append_result
     from redo.teach import install_model, teach_run
     made = new_folder(spec) if out is None else None
-    out = Path(out or made)
-    try: s = teach_run(spec, out, size, net_size, teacher, rounds, steps, seed, root, device, test, progress, agree=agree, refine_by=refine, nf_mask=nf_mask, n_res=n_res, bs=bs, lr=lr, bf16=bf16)
+    if made: out = made
+    ready = (lambda: append_result(results)) if results else None
+    try: s = teach_run(spec, out, size, net_size, teacher, rounds, steps, seed, root, device, test, progress, agree, ready, refine_by=refine, nf_mask=nf_mask, n_res=n_res, bs=bs, lr=lr, bf16=bf16)
+    except KeyboardInterrupt as e: raise Stopped(str(e) or 'stopped before the first lesson; nothing was written') from None
     finally:
         if made and not any(made.iterdir()): made.rmdir()
     rows = {f'{k}, {n}': o for k,v in s['scores'].items() for n,o in [('network', v), *[(m, v[m]) for m in ('guided','grabcut','both')]]}
@@ -432,5 +434,5 @@ def redo_teach(
     if install: print(f'installed in {install_model(out)}')
     if results:
         valid,held = s['scores'].get('valid', {}),s['scores'].get('test')
-        append_result(results, {**{k: v for k,v in s.items() if k != 'scores'}, 'id': out.name, 'run': out.name, 'recipe': f"taught by {s['teacher']}", **valid, **({'test': held} if held else {})})
+        append_result(results, {**{k: v for k,v in s.items() if k != 'scores'}, 'id': Path(out).name, 'run': Path(out).name, 'recipe': f"taught by {s['teacher']}", **valid, **({'test': held} if held else {})})
     return s
