@@ -21,7 +21,7 @@ from fastai.torch_core import get_model
 from matplotlib.figure import Figure
 from .core import *
 from .files import *
-from .results import append_result, json_lines, plain, result_line, run_key, running
+from .results import append_result, json_lines, plain, result_line, running
 from .ranks import is_main
 
 # %% ../nbs/40c_curves.ipynb #ba778ae5
@@ -100,7 +100,7 @@ def load_curves(
     "Read curves; lines that are not whole are skipped, and of a run the last one counts"
     res = {}
     for o in (o for f in files for o in json_lines(f)[0]):
-        with suppress(KeyError, TypeError): res[run_key(o)] = {**o, 'id': o['id'], 'scores': {**o['scores']}}
+        with suppress(KeyError, TypeError): res[o['id']] = {**o, 'id': o['id'], 'scores': {**o['scores']}}
     return list(res.values())
 
 # %% ../nbs/40c_curves.ipynb #cadbc0eb
@@ -110,12 +110,12 @@ def collect(
     curves:Path # File of curves
 ):
     "Add lines of runs that a kill, or another file of results, has left out"
-    have = {run_key(o) for o in json_lines(results)[0]} if Path(results).exists() else set()
-    drawn = {*map(run_key, load_curves(curves))} if Path(curves).exists() else set()
+    have = {o.get('id') for o in json_lines(results)[0]} if Path(results).exists() else set()
+    drawn = {o['id'] for o in load_curves(curves)} if Path(curves).exists() else set()
     for o in map(Path, folders):
         s = read_json(o/'summary.json')
-        if run_key(s) not in have: append_result(results, result_line(s, _table(o/'history.csv').to_dict('records')))
-        if run_key(s) not in drawn: append_result(curves, curve_line(o))
+        if s['id'] not in have: append_result(results, result_line(s, _table(o/'history.csv').to_dict('records')))
+        if s['id'] not in drawn: append_result(curves, curve_line(o))
 
 # %% ../nbs/40c_curves.ipynb #1809fad2
 def mean_curve(

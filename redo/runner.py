@@ -18,7 +18,7 @@ from .core import *
 from .curves import MaskRows, collect, mask_strip
 from .experiment import train_run
 from .files import *
-from .results import append_result, load_results, run_key
+from .results import append_result, load_results
 from .grid import Run, check_jobs, check_run, run_all, seed_list
 from .learner import Recipe
 
@@ -250,8 +250,8 @@ def run_experiment(
     file,curves = results/f'{name}.jsonl',results/f'{name}-curves.jsonl'
     append_result(file), append_result(curves)
     run_all(runs, file, jobs, devices, lambda o: keep_run(o, file, curves, results/f'{name}-masks'), progress, Path(folder)/name)
-    df,mine = load_results(file),{run_key(read_json(o.out/'summary.json'))[:2] for o in runs}
-    return df[[o in mine for o in zip(df.id, df.run)]].reset_index(drop=True)
+    df,mine = load_results(file),{read_json(o.out/'summary.json')['id'] for o in runs}
+    return df[df.id.isin(mine)].reset_index(drop=True)
 
 # %% ../nbs/42_runner.ipynb #7b7422bc
 def keep_run(
