@@ -175,8 +175,9 @@ class Segmentation:
         return res
     def alpha(self)->np.ndarray: # (H,W) uint8, 255 where certainly object
         "How much each pixel belongs to an object"
-        back = torch.zeros(self.image.size[::-1])
-        for k in (k for k,c in enumerate(self.classes) if c == 0): back += self.soft(k)
+        first,*rest = [k for k,c in enumerate(self.classes) if c == 0] or [None]
+        back = torch.zeros(self.image.size[::-1]) if first is None else self.soft(first)
+        for k in rest: back += self.soft(k)
         return back.neg_().add_(1).clamp_(0, 1).mul_(255).round_().byte().numpy()
 
 # %% ../nbs/19_segment.ipynb #e43892be
@@ -207,8 +208,8 @@ def overlay(self:Segmentation,
 @patch
 def cutout(self:Segmentation)->Image.Image: # RGBA
     "The objects alone, on soft transparency"
-    res = self.image.copy()
-    res.putalpha(Image.fromarray(self.alpha()))
+    alpha,res = Image.fromarray(self.alpha()),self.image.copy()
+    res.putalpha(alpha)
     return res
 
 # %% ../nbs/19_segment.ipynb #425ca754
