@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from .core import *
 from .data.core import Pictures
 from .data.loaders import MemoryDL
-from .learner import get_recipe, redo_model
+from .learner import get_recipe, recipe_model
 from .onnx import OnnxMasks, export_onnx
 from .timing import *
 from .timing import common, spread, timed
@@ -44,7 +44,7 @@ def compare_inference(
     progress:bool=False # Show a progress bar?
 )->list: # Rows: way, bs, images_per_second, speedup over eager, largest difference of a mask from eager
     "Images a second of the mask network"
-    model = redo_model(size, 2, 'paper', nf=4, nf_mask=nf).eval()
+    model = recipe_model(size, 2, 'paper', nf=4, nf_mask=nf).eval()
     net,onnx,jobs,diffs = model.mask.to(device),None,{},{}
     if torch.device(device).type == 'cpu' and all(importlib.util.find_spec(o) for o in ('onnx','onnxscript','onnxruntime')):
         with tempfile.TemporaryDirectory() as d: export_onnx(model, f'{d}/mask.onnx'); onnx = OnnxMasks(f'{d}/mask.onnx')

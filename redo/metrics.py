@@ -182,18 +182,11 @@ def evaluate(
     n_classes:int=None # Classes of the truth; None: `dl.n_classes` where the loader has it, else as many as the truth holds, at least 2
 )->dict: # See `RegionScores.compute`
     "Scores of a model on a set"
-    p,scores = next(model.parameters(), None),None
-    modes = [(m,m.training) for m in model.modules()]
-    model.eval()
-    try:
-        for batch in progress_bar(dl, leave=False) if progress else dl:
-            x,*y = batch if isinstance(batch, (tuple,list)) else (batch,)
-            x = x.as_subclass(Tensor) if p is None else x.as_subclass(Tensor).to(p.device, p.dtype)
-            with torch.autocast(x.device.type, enabled=False): masks = model.decompose(x).masks.float()
-            if scores is None: scores = RegionScores(masks.shape[1], n_classes or getattr(dl, 'n_classes', None))
-            scores.add(masks, y[0] if y else None)
-    finally:
-        for m,mode in modes: m.training = mode
+    scores = None
+    for deco,_,*y in predict(model, progress_bar(dl, leave=False) if progress else dl):
+        masks = deco.masks.float()
+        if scores is None: scores = RegionScores(masks.shape[1], n_classes or getattr(dl, 'n_classes', None))
+        scores.add(masks, y[0] if y else None)
     if scores is None: raise RedoError('nothing to score: the loader gave no batch, check that its set holds pictures')
     return scores.compute(assignment)
 

@@ -20,7 +20,6 @@ from .data.loaders import MemoryDL, MemorySet
 from .metrics import RegionScores, assigned_scores
 
 # %% ../nbs/40d_mixtures.ipynb #2ec07dcd
-@torch.no_grad()
 def region_tables(
     model:Decomposer, # Trained model
     pics:Pictures, # Pictures with truth
@@ -29,14 +28,10 @@ def region_tables(
     progress:bool=False # Show a progress bar?
 )->Tensor: # Pixels of each picture in region k and class c, (N,K,C) int64; pictures without a counted pixel are left out
     "Contingency tables of a model on pictures"
-    p,scores,was = next(model.parameters(), torch.zeros(())),None,model.training
-    model.eval()
-    try:
-        for x,y in progress_bar(MemoryDL(MemorySet(pics), bs=bs), display=progress, leave=False):
-            masks = model.decompose(x.as_subclass(Tensor).to(p.device, p.dtype)).masks
-            scores = scores or RegionScores(masks.shape[1], n_classes)
-            scores.add(masks, y)
-    finally: model.train(was)
+    scores = None
+    for deco,_,y in predict(model, progress_bar(MemoryDL(MemorySet(pics), bs=bs), display=progress, leave=False)):
+        scores = scores or RegionScores(deco.masks.shape[1], n_classes)
+        scores.add(deco.masks, y)
     t = torch.cat(scores.tables).cpu()
     return t[t.sum((1,2))>0]
 

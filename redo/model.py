@@ -20,9 +20,10 @@ from .nets.redo import *
 from .losses import *
 
 # %% ../nbs/13_model.ipynb #d9a57026
+@register_model('redo')
 class ReDO(Decomposer):
     "Unsupervised object segmentation by redrawing (Chen, Artières and Denoyer 2019)"
-    phases = ('gen','disc')
+    phases,needs,can_collapse = ('gen','disc'),('reals',),True
     trains = {'gen': ('mask','regions','latent'), 'disc': ('disc',)}
     def __init__(self,
         n_regions:int=2, # K, at least 2
@@ -119,6 +120,14 @@ def current_options(
         res.update(reg='concrete_pdf', w_reg=options['w_concrete'])
         res.update({f'reg_{k}': options[f'concrete_{k}'] for k in ('steps','until') if f'concrete_{k}' in options})
     return res
+
+# %% ../nbs/13_model.ipynb #e4f7a635
+@patch(cls_method=True)
+def saved_options(cls:ReDO,
+    options:dict # Arguments as an older version saved them
+)->dict:
+    "Saved arguments by their names of today"
+    return current_options(options)
 
 # %% ../nbs/13_model.ipynb #71e34983
 def _to_unit(net, args): return (args[0]+1)/2,

@@ -43,11 +43,11 @@ def plain_state(o): # Nested dictionaries, lists and values
 def run_state(learn)->dict: # Everything that a resumed run needs
     "State of a run between two steps"
     net = get_model(learn.model)
-    res = dict(config=net.config, model=net.state_dict(), opt=learn.opt.state_dict(), rng=rng_state())
+    res = dict(model_name=net.model_name, config=net.config, model=net.state_dict(), opt=learn.opt.state_dict(), rng=rng_state())
     if hasattr(learn, 'loss_history'): res['history'] = learn.loss_history.state()
     if hasattr(learn, 'collapse_guard'): res['guard'] = learn.collapse_guard.events
     res['best'] = [float(cb.best) for cb in learn.cbs if isinstance(cb, TrackerCallback) and cb.best is not None]
-    return {**res, **{k: plain_state(v) for k,v in res.items() if k not in ('model','rng')}}
+    return {**res, **{k: plain_state(v) for k,v in res.items() if k not in ('model','model_name','rng')}}
 
 # %% ../nbs/17_resume.ipynb #fdf30829
 def check_finite(
@@ -140,6 +140,7 @@ def resume(self:RegionLearner,
     state,net = safe_load(path),get_model(self.model)
     if not isinstance(state, dict) or not {'config','model','opt','rng'} <= set(state): raise RedoError(f'{path} is not a checkpoint of a run: name one written by Checkpoint')
     try:
+        if (was := state.get('model_name', 'redo')) != net.model_name: raise RedoError(f'{path} is of another model: it was {brief(was)}, now {net.model_name}; use the same options or another folder')
         diff = [k for k in {**state['config'], **net.config} if state['config'].get(k) != net.config.get(k)]
         if diff: raise RedoError(f"{path} is of another configuration: {diff[0]} was {brief(state['config'].get(diff[0]))}, now {net.config.get(diff[0])}; use the same options or another folder")
         self.same_data(state, path)

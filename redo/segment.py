@@ -25,34 +25,22 @@ from .files import *
 from .data.core import PICTURES, fit_image, parallel_map
 from .data.folders import picture_files
 from .data.loaders import to_picture
-from .model import ReDO
-from .weights import fitting_model, load_published, need_finite, packaged_models, plain_tensors, safe_load
+from .weights import checkpoint_model, load_published, packaged_models, safe_load
 from .watch import palette, preview_grid
 
 # %% ../nbs/19_segment.ipynb #d4cd96ef
-def _checkpoint_model(path, raw):
-    "Model of a run's checkpoint"
-    state = raw['model'] if isinstance(raw['model'], dict) else {}
-    state = plain_tensors({k: v for k,v in state.items() if k != '_extra_state'}, path)
-    model = fitting_model(raw['config'], {k: v.shape for k,v in state.items()}, str(path))
-    need_finite(state, str(path))
-    try: model.load_state_dict(raw['model'])
-    except (TypeError, KeyError, ValueError, RuntimeError, AttributeError) as e:
-        raise RedoError(f'{path} is damaged ({type(e).__name__}): use another checkpoint') from None
-    return model.eval()
-
 def _model_file(path):
     "Model from a `.pth`: a run's checkpoint or a published file"
     if path.suffix.lower() in ('.pkl','.pickle'):
         raise RedoError(f'{path} is a pickle, which runs code when it is loaded, and is not opened: use a folder that save_pretrained wrote')
     raw = safe_load(path)
-    if isinstance(raw, dict) and {'config','model'} <= set(raw): return _checkpoint_model(path, raw)
+    if isinstance(raw, dict) and {'config','model'} <= set(raw): return checkpoint_model(raw, path)
     return load_published(path)
 
 def _model_folder(path):
     "Model from a folder of weights or of a run"
     for d in (path, path/'weights'):
-        if (d/'model.safetensors').exists(): return ReDO.from_pretrained(d)
+        if (d/'model.safetensors').exists(): return Decomposer.from_pretrained(d)
     if (path/'checkpoint.pth').exists(): return _model_file(path/'checkpoint.pth')
     raise RedoError(f'{path} holds no model: name a folder with model.safetensors, or one of a run')
 
@@ -61,14 +49,14 @@ def load_model(
     name, # Folder of weights or of a run, a `.pth` (published, or a run's checkpoint), a packaged model ('flowers'), or 'user/repository' on the hub
     device=None, # Where to; the best device at hand where None
     need:tuple=('mask',) # Networks that must be trained: 'mask', 'region', 'disc', 'latent'
-)->ReDO: # In evaluation mode
+)->Decomposer: # In evaluation mode
     "A trained model by name; a `RedoError` where there is none or it lacks a network"
     path = Path(os.path.expanduser(name))
     there = os.path.lexists(path)
     ours = str(name) in packaged_models() and not any(os.path.exists(path/o) for o in ('weights','model.safetensors','checkpoint.pth'))
     if not ours and not there and (path.suffix or str(name).count('/') != 1 or str(name)[0] in './~'):
         raise RedoError(f'there is no model {name}: name a folder of weights or of a run, a .pth file, or user/repository on the hub')
-    model = ReDO.from_pretrained(name) if ours else _model_folder(path) if os.path.isdir(path) else _model_file(path) if there else ReDO.from_pretrained(name)
+    model = Decomposer.from_pretrained(name) if ours else _model_folder(path) if os.path.isdir(path) else _model_file(path) if there else Decomposer.from_pretrained(name)
     lacks = [o for o in need if o in getattr(model, 'lacks', ())]
     if lacks: raise RedoError(f"{name} holds no trained '{lacks[0]}' network, which this needs: use a file that has it")
     return model.to(pick_device(device))
@@ -213,19 +201,13 @@ def cutout(self:Segmentation)->Image.Image: # RGBA
     return res
 
 # %% ../nbs/19_segment.ipynb #425ca754
-@torch.no_grad()
 def cut_windows(
     model:Decomposer, # Any trained decomposer
     x:Tensor, # Windows, (n,3,s,s) uint8
     bs:int=32 # Windows at a time
 )->tuple: # Soft masks (n,K,s,s) on the CPU, and the background region where the model knows one
     "Run a model over windows"
-    p,modes,res = next(model.parameters()),[(m,m.training) for m in model.modules()],[]
-    model.eval()
-    try:
-        for o in x.split(bs): res.append(model.decompose(o.to(p.device).to(p.dtype)/127.5-1))
-    finally:
-        for m,mode in modes: m.training = mode
+    res = [deco for deco,*_ in predict(model, x, bs)]
     return torch.cat([o.masks.float().cpu() for o in res]),res[-1].background
 
 # %% ../nbs/19_segment.ipynb #5ebed005
@@ -427,7 +409,7 @@ def segment_files(
 
 # %% ../nbs/19_segment.ipynb #9d8f6e6e
 def redraw_files(
-    model:ReDO, # Model with trained region generators
+    model:Decomposer, # Model with trained region generators
     paths:list, # Files and folders
     out:Path, # Folder of the grids
     n_z:int=5, # New textures of each region

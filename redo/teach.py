@@ -253,11 +253,9 @@ def object_masks(
     bs:int=32 # Pictures at a time
 )->Tensor: # (N,H,W) in [0,1], at the size of the pictures
     "How likely each pixel is object, by a model that works at its own size"
-    model,hw,res = model.eval(),tuple(images.shape[-2:]),[]
-    dev = next(model.parameters()).device
-    for o in images.split(bs):
-        x = to_size(o, model.size).to(dev).float()/127.5-1
-        p = model(x)[:,1]
+    hw,res = tuple(images.shape[-2:]),[]
+    for deco,x in predict(model, (to_size(o, model.size) for o in images.split(bs))):
+        p = deco.masks[:,1].float()
         if tta: p = (p+model(x.flip(-1))[:,1].flip(-1))/2
         res.append(F.interpolate(p[:,None], size=hw, mode='bilinear')[:,0] if p.shape[-2:] != hw else p)
     return torch.cat(res).cpu()

@@ -6,7 +6,8 @@ Docs: https://redo-segmentation.github.io/redo/weights.html.md"""
 
 # %% auto #0
 __all__ = ['published_names', 'published_options', 'rename_published', 'convert_options', 'safe_load', 'need_finite',
-           'check_shapes', 'fitting_model', 'plain_tensors', 'load_published', 'packaged_folder', 'packaged_models']
+           'check_shapes', 'fitting_model', 'plain_tensors', 'load_published', 'packaged_folder', 'packaged_models',
+           'checkpoint_model']
 
 # %% ../nbs/14_weights.ipynb #22d8468b
 import argparse, json, os, pickle, re, torch, torch.nn.functional as F, warnings, zipfile
@@ -105,10 +106,10 @@ def check_shapes(
 def _shapes(model): return {k: v.shape for k,v in model.state_dict().items() if isinstance(v, Tensor)}
 
 @patch
-def load_networks(self:ReDO,
+def load_networks(self:Decomposer,
     state:dict, # Name of a tensor, with its network in front -> tensor
     source:str # Where it comes from, for messages
-)->ReDO: # The model; `lacks` names the networks that `state` does not hold
+)->Decomposer: # The model; `lacks` names the networks that `state` does not hold
     "Fill whole networks from a flat state dict"
     lacks,own = check_shapes(_shapes(self), {k: v.shape for k,v in state.items()}, source),self.state_dict()
     need_finite(state, source)
@@ -119,7 +120,7 @@ def load_networks(self:ReDO,
 
 # %% ../nbs/14_weights.ipynb #a5c108ac
 def fitting_model(
-    options:dict, # Arguments of `ReDO`, as this version or an older one saved them
+    options:dict, # Arguments of the model, as this version or an older one saved them
     have:dict, # Name of a tensor in the file -> its shape
     source:str, # Where both come from, for messages
     cls=ReDO, # Class of the model
@@ -127,7 +128,7 @@ def fitting_model(
 ): # A `cls` with fresh weights
     "The model that options ask for, once they make sense and the tensors fit"
     try:
-        options = current_options(options)
+        options = cls.saved_options(options)
         with torch.device('meta'): own = _shapes(cls(**options))
     except RedoError as e: raise RedoError(f'{source}: {e}') from None
     except Exception as e: raise RedoError(f'{source} is damaged ({type(e).__name__}: its options make no model); save or fetch it again') from None
@@ -174,17 +175,18 @@ def load_published(
 
 # %% ../nbs/14_weights.ipynb #bfc65ab0
 @patch
-def save_pretrained(self:ReDO,
+def save_pretrained(self:Decomposer,
     folder:Path, # Written if need be
     nets:tuple=None, # Networks to write, such as ('mask',); None: all
     dtype:torch.dtype=None # Type of the weights, such as `torch.float16`; None: as they are
 )->Path: # The folder
     "Write `model.safetensors` and `config.json`"
     folder = Path(folder)
+    if MODELS.get(self.model_name) is not type(self): raise RedoError(f'{type(self).__name__} has no name by which it could be found again: register its class with register_model')
     state = {k: v.contiguous().to(dtype or v.dtype) for k,v in self.state_dict().items() if isinstance(v, Tensor) and (nets is None or k.split('.')[0] in nets)}
     need_finite(state, f'cannot write {folder}')
     with atomic_path(folder/'model.safetensors') as p: save_file(state, p, metadata={'format': 'pt'})
-    with atomic_path(folder/'config.json') as p: p.write_text(json.dumps(dict(model='ReDO', step=self.step, config=self.config, notes=self.notes, versions=versions()), indent=1))
+    with atomic_path(folder/'config.json') as p: p.write_text(json.dumps(dict(model=self.model_name, step=self.step, config=self.config, notes=self.notes, versions=versions()), indent=1))
     return folder
 
 # %% ../nbs/14_weights.ipynb #c18fb7b9
@@ -213,7 +215,7 @@ def packaged_models()->dict: # Name -> folder
 
 # %% ../nbs/14_weights.ipynb #7eec210c
 def _read_config(path): # `config.json`
-    "What a configuration says: options, step and notes, the last two checked"
+    "What a configuration says: the model's class, its options, step and notes, all but the options checked"
     cfg = read_json(path)
     step,notes = cfg.get('step', 0),cfg.get('notes', {})
     assigned = notes.get('assignment') if isinstance(notes, dict) else 0
@@ -222,7 +224,7 @@ def _read_config(path): # `config.json`
     elif not whole(step, 0, 2**62): why = f'step {brief(step)}'
     elif not isinstance(notes, dict): why = f'notes {brief(notes)}'
     elif assigned is not None and not (isinstance(assigned, list) and len(assigned) <= 64 and all(whole(o, -1, 255) for o in assigned)): why = f'assignment {brief(assigned)}'
-    else: return cfg['config'],step,notes
+    else: return model_class(cfg.get('model')),cfg['config'],step,notes
     raise RedoError(f'{path} is damaged ({why}): save or fetch it again')
 
 def _read_shapes(path): # `model.safetensors`
@@ -233,19 +235,35 @@ def _read_shapes(path): # `model.safetensors`
 
 # %% ../nbs/14_weights.ipynb #cdd90f19
 @patch(cls_method=True)
-def from_pretrained(cls:ReDO,
+def from_pretrained(cls:Decomposer,
     name:str, # Folder written by `save_pretrained`, a packaged model such as 'flowers', or 'user/repository' on the hub
     **kwargs # Passed to the hub's download, e.g. `revision`, `token`
-)->ReDO: # In evaluation mode
+)->Decomposer: # In evaluation mode, of the class that the folder names
     "Model from a folder or the hub; a `RedoError` where it is missing or damaged"
     folder,ours = Path(name),packaged_models().get(str(name))
     if not os.path.exists(folder/'model.safetensors'): folder = ours or (folder if os.path.isdir(folder) else _hub_folder(str(name), **kwargs))
     for f in ('config.json','model.safetensors'):
         if not os.path.lexists(folder/f): raise RedoError(f'{folder} lacks {f}: it was not written by save_pretrained')
-    (options,step,notes),file = _read_config(folder/'config.json'),regular_file(folder/'model.safetensors')
+    (found,options,step,notes),file = _read_config(folder/'config.json'),regular_file(folder/'model.safetensors')
+    if not issubclass(found, cls): raise RedoError(f"{folder} holds a model '{found.model_name}', which is no {cls.__name__}: use Decomposer.from_pretrained, which finds the class")
     try:
-        model = fitting_model(options, _read_shapes(file), str(folder), cls)
+        model = fitting_model(options, _read_shapes(file), str(folder), found)
         model.load_networks(load_file(file), str(folder))
     except (SafetensorError, OSError) as e: raise RedoError(f'{folder} is damaged ({type(e).__name__}): save or fetch it again') from None
     model.step,model.notes = step,notes
+    return model.eval()
+
+# %% ../nbs/14_weights.ipynb #d6c24187
+def checkpoint_model(
+    raw:dict, # What `safe_load` gave: 'config', 'model' and, in newer ones, 'model_name'
+    path:Path # Its file, for messages
+)->Decomposer: # In evaluation mode
+    "Model of a run's checkpoint"
+    state = raw['model'] if isinstance(raw['model'], dict) else {}
+    state = plain_tensors({k: v for k,v in state.items() if k != '_extra_state'}, path)
+    model = fitting_model(raw['config'], {k: v.shape for k,v in state.items()}, str(path), model_class(raw.get('model_name')))
+    need_finite(state, str(path))
+    try: model.load_state_dict(raw['model'])
+    except (TypeError, KeyError, ValueError, RuntimeError, AttributeError) as e:
+        raise RedoError(f'{path} is damaged ({type(e).__name__}): use another checkpoint') from None
     return model.eval()
