@@ -159,6 +159,7 @@ def _report(s, out):
 def redo_train(
     spec:str=None, # Data set, as digits, c2mnist or flowers17, or a folder of pictures (default: digits)
     out:str=None, # Folder of the run (default: a new one, redo-SPEC-N)
+    model:str=None, # What learns (default: redo)
     recipe:str=None, # Recipe: robust, fast or paper (default: robust)
     size:int=None, # Side of the pictures: 32, 64, 128 or 256 (default: the set's own)
     n_regions:int=None, # Number of regions, 2 or more (default: what the set suggests)
@@ -188,7 +189,7 @@ def redo_train(
     if out is None: out = made = on_main(new_folder, spec or 'digits')
     out = check_folder(out, names=RUN_FILES[''])
     if progress and is_main(): print(f'writing to {out}' if not resume or (out/'run.json').exists() else f'{out} holds no run yet: starting one')
-    try: s = train_run(spec, out, recipe, size, n_regions, seed, steps, root, device, resume, previews, progress, results=results, skip_bad=skip_bad, test=test, init=init, **changes)
+    try: s = train_run(spec, out, recipe, size, n_regions, seed, steps, root, device, resume, previews, progress, results=results, skip_bad=skip_bad, test=test, init=init, model=model, **changes)
     except KeyboardInterrupt:
         if not is_main(): raise
         if not (out/'run.json').exists(): raise Stopped('stopped before the first step; nothing was written') from None

@@ -23,8 +23,7 @@ from .data.core import as_size, get_source, parse_spec
 from .data.loaders import MemoryDL, MemorySet, redo_dataloaders
 from .learner import Recipe, get_recipe, has_bf16, redo_learner
 from .metrics import evaluate
-from .model import ReDO
-from .nets.layers import n_blocks
+
 from .results import *
 from .segment import load_model
 from .train import NotFinite, StepLines
@@ -64,23 +63,25 @@ def run_config(
     n_regions:int=None, # Number of regions
     seed:int=None, # Seed; 0 where None
     changes:dict=None, # Recipe fields to change
-    init:str=None # Model whose mask network a new run starts from
-)->dict: # spec, size, n_regions, seed, recipe, and init where given; size and n_regions may be None
+    init:str=None, # Model whose mask network a new run starts from
+    model:str=None # Name of a registered model; 'redo' where None
+)->dict: # spec, model, size, n_regions, seed, recipe, and init where given; size and n_regions may be None
     "Configuration of the run in a folder: a new one as asked, or the one that is there"
     out,changes = check_folder(out, names=RUN_FILES['']),changes or {}
     spec = None if spec is None else str(parse_spec(spec))
     if not (out/'run.json').exists():
-        return dict(spec=spec or 'digits', size=size, n_regions=n_regions, seed=seed or 0, recipe=asdict(get_recipe(recipe or 'robust', **changes)), **({'init': str(init)} if init else {}))
+        return dict(spec=spec or 'digits', model=model_class(model).model_name, size=size, n_regions=n_regions, seed=seed or 0, recipe=asdict(get_recipe(recipe or 'robust', **changes)), **({'init': str(init)} if init else {}))
     have = read_json(out/'run.json')
     if 'command' in have: raise RedoError(f"{out} holds a run of {brief(have['command'])}: choose another folder")
     if not {'spec','size','n_regions','seed','recipe'} <= set(have): raise RedoError(f'{out}/run.json is damaged: choose another folder')
+    have.setdefault('model', 'redo') # older runs know no other
     if not resume:
         what = f"{have['spec']}, recipe {have['recipe'].get('name')}, seed {have['seed']}"
         raise RedoError(f'{out} holds a {run_state_of(out)} run already ({what}): take it up with --resume (resume=True), or choose another folder')
     try: have['recipe'] = asdict(get_recipe(have['recipe'])) # fields that are younger than the run have their defaults
     except TypeError: raise RedoError(f"{out}/run.json holds a recipe that this version does not know: choose another folder") from None
     want = get_recipe(have['recipe'] if recipe is None else recipe, **changes)
-    check_same(out, have, dict(spec=spec, size=size, n_regions=n_regions, seed=seed, init=None if init is None else str(init), recipe=asdict(want)))
+    check_same(out, have, dict(spec=spec, model=model, size=size, n_regions=n_regions, seed=seed, init=None if init is None else str(init), recipe=asdict(want)))
     return have
 
 # %% ../nbs/40_experiment.ipynb #e697d1a7
@@ -140,14 +141,15 @@ def run_learner(
     cbs=None # More callbacks
 ): # RegionLearner
     "Data, model and callbacks of a run"
+    cls = model_class(cfg['model'])
     r,size = get_recipe(cfg['recipe']),ifnone(cfg['size'], parse_spec(cfg['spec']).size)
     if r.steps < 1: raise RedoError(f'{r.steps} steps train nothing: use 1 or more')
     if r.bs > 0: mine(torch.empty(r.bs)) # an error where processes cannot share a batch
-    if size is not None and as_size(size)[0] == as_size(size)[1]: n_blocks(as_size(size)[0])
-    with main_first(): dls = redo_dataloaders(cfg['spec'], size, r.bs, root, cfg['seed'], device, r.resize, r.flip, r.crop, progress=progress, skip_bad=skip_bad)
-    learn = redo_learner(dls, cfg['n_regions'], r, cfg['seed'], out, out/'checkpoint.pth', previews=out/'previews' if previews and is_main() else None,
+    if size is not None: cls.check_size(as_size(size)[0] if len({*as_size(size)}) == 1 else as_size(size))
+    with main_first(): dls = redo_dataloaders(cfg['spec'], size, r.bs, root, cfg['seed'], device, r.resize, r.flip, r.crop, 'reals' in cls.needs, progress=progress, skip_bad=skip_bad)
+    learn = redo_learner(dls, cfg['n_regions'], r, cfg['seed'], cls.model_name, out, out/'checkpoint.pth', previews=out/'previews' if previews and is_main() else None,
         cbs=[HistoryFiles(out), SaveOften(save_every), *(cbs or [])] if is_main() else [])
-    cfg.update(size=learn.model.size, n_regions=learn.model.n_regions)
+    cfg.update({k: getattr(learn.model, k) for k in ('size','n_regions') if getattr(learn.model, k) is not None})
     return learn
 
 # %% ../nbs/40_experiment.ipynb #81314438
@@ -169,8 +171,8 @@ def write_run(
     with atomic_path(out/'curve.png') as p: plot_run(h.steps, h.scores).savefig(p, dpi=110)
     stopped = getattr(guard, 'stopped', False)
     return dict(run=name, id=cfg['id'], status='collapsed' if stopped else 'finished', **scores,
-        collapsed=stopped or scores['min_region_size'] < (r.collapse or .02), collapses=getattr(guard, 'events', []),
-        steps=net.step, seconds=round(h.seconds, 2), **{k: cfg[k] for k in ('spec','size','n_regions','seed','init') if k in cfg}, recipe_name=r.name, recipe=asdict(r),
+        collapsed=stopped or net.can_collapse and scores['min_region_size'] < (r.collapse or .02), collapses=getattr(guard, 'events', []),
+        steps=net.step, seconds=round(h.seconds, 2), **{k: cfg[k] for k in ('spec','model','size','n_regions','seed','init') if k in cfg}, recipe_name=r.name, recipe=asdict(r),
         **{k: v for k,v in learn.checkpoint.extra.items() if k in ('pictures','pictures_before') and v}, device=str(x.device), threads=torch.get_num_threads(), versions=versions(), commit=git_version())
 
 # %% ../nbs/40_experiment.ipynb #6c16b6a5
@@ -182,7 +184,7 @@ def run_id(
 )->str: # 12 hexadecimal digits
     "Id of a run: the same for the same configuration"
     dev = learn.dls.device
-    what = {k: cfg.get(k) for k in ('spec','size','n_regions','seed','recipe','init')} | dict(name=name, notes=notes, pictures=learn.checkpoint.extra.get('pictures'))
+    what = {k: cfg.get(k) for k in ('spec','model','size','n_regions','seed','recipe','init')} | dict(name=name, notes=notes, pictures=learn.checkpoint.extra.get('pictures'))
     text = json.dumps(plain(what | dict(device=dev.type, bf16=has_bf16(dev))), sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
@@ -206,6 +208,7 @@ def train_run(
     skip_bad:bool=False, # Leave unreadable pictures out, with a warning, instead of raising?
     test:bool=True, # Score the test set at the end? Not while settings are still being chosen
     init=None, # Model (folder, file or name) whose mask network the run starts from; fresh weights where None
+    model:str=None, # Name of a registered model; None: 'redo', or that of the run in `out`
     cbs=None, # More callbacks, on the first process
     notes:dict=None, # More to say in the summary and the result line
     **changes # Recipe fields to change
@@ -215,7 +218,7 @@ def train_run(
     progress = progress if is_main() else False
     bars = progress and progress != 'lines'
     if steps is not None: changes['steps'] = steps
-    cfg,state = on_main(lambda: (run_config(out, resume, spec, recipe, size, n_regions, seed, changes, init), run_state_of(Path(out))))
+    cfg,state = on_main(lambda: (run_config(out, resume, spec, recipe, size, n_regions, seed, changes, init, model), run_state_of(Path(out))))
     out = Path(out)
     if state == 'finished': return on_main(read_json, out/'summary.json')
     learn = run_learner(cfg, out, root, device, previews, bars, save_every, skip_bad, cbs)
@@ -248,11 +251,12 @@ def end_run(learn, cfg:dict, out:Path, name:str, results:Path=None, test:bool=Tr
 
 # %% ../nbs/40_experiment.ipynb #5a526b42
 def start_from(
-    model:ReDO, # Model of a new run
+    model:Decomposer, # Model of a new run
     name # Model by its name, as `load_model` takes it
 ):
     "Give a model the mask network of another one of the same shape"
     net = load_model(name, 'cpu')
+    if not (hasattr(net, 'mask_ema') and hasattr(model, 'mask_ema')): raise RedoError(f'{name} cannot start this run: both need the mask network of ReDO')
     have,want = ({k: v.shape for k,v in o.mask.state_dict().items()} for o in (net, model))
     if have != want or net.size != model.size:
         raise RedoError(f'{name} cannot start this run: its mask network is for {net.size} px, {net.n_regions} regions, nf_mask={net.nf_mask}, n_res={net.n_res}, this one for {model.size} px, {model.n_regions} regions, nf_mask={model.nf_mask}, n_res={model.n_res}')

@@ -75,7 +75,7 @@ def check_run(
     own = inspect.signature(train_run).parameters
     a = {k: v for k,v in run.args.items() if k in own}
     changes = {k: v for k,v in run.args.items() if k not in own or k == 'steps' and v is not None}
-    run_config(run.out, True, a.get('spec'), a.get('recipe') or 'robust', a.get('size'), a.get('n_regions'), run.seed, changes, a.get('init'))
+    run_config(run.out, True, a.get('spec'), a.get('recipe') or 'robust', a.get('size'), a.get('n_regions'), run.seed, changes, a.get('init'), a.get('model'))
 
 # %% ../nbs/40a_grid.ipynb #29309dff
 def _stop(sig, frame):

@@ -419,6 +419,7 @@ def redraw_files(
     progress:bool=True # Show a progress bar?
 )->dict: # 'files' that were written, 'failed' pictures with their errors
     "Draw grids of pictures with their regions redrawn"
+    if not hasattr(model, 'redraw'): raise RedoError(f"a model '{model.model_name}' paints no textures, so there is nothing to redraw: use one of ReDO")
     items,res,dev = find_pictures(paths, out),dict(files=[], failed=[]),next(model.parameters()).device
     if not items: raise RedoError(f"{', '.join(map(str, paths))}: nothing there but results; name pictures or folders of them")
     out,chunks = writable_folder(out),list(chunked(items, rows))
