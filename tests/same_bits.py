@@ -21,7 +21,7 @@ cases = {
     'teach': 'teach digits --size 32 --net-size 32 --teacher kmeans --steps 20 --nf-mask 8 --n-res 1 --out run --device cpu --no-progress',
     'evaluate': 'evaluate --data digits --json run/scores.json --device cpu --no-progress',
 }
-free = 'id run seconds seconds_taught seconds_a_picture minutes versions commit data threads processor date command started config notes model'.split() # not of the numbers
+free = 'id run recipe changes seconds seconds_taught seconds_a_picture minutes versions commit data threads processor date command started config notes model'.split() # not of the numbers
 
 def pictures(folder):
     "32 pictures of two sizes"
@@ -37,7 +37,7 @@ def pictures(folder):
 
 def lean(o):
     "Without what is not of the numbers"
-    if isinstance(o, dict): return {k: lean(v) for k,v in o.items() if k not in free}
+    if isinstance(o, dict): return {k: lean(v) for k,v in o.items() if k not in free and not (k == 'pictures' and isinstance(v, str))}
     return [lean(v) for v in o] if isinstance(o, list) else o
 
 def digest(file):
