@@ -21,7 +21,7 @@ from fastai.torch_core import get_model
 from matplotlib.figure import Figure
 from .core import *
 from .files import *
-from .results import append_result, json_lines, plain, result_line, running
+from .results import append_result, json_lines, plain, result_line, running, standing
 from .ranks import is_main
 
 # %% ../nbs/40c_curves.ipynb #ba778ae5
@@ -97,9 +97,9 @@ def curve_line(
 def load_curves(
     *files # Files of curves
 )->list: # Of dictionaries, one a run, as `curve_line` makes them
-    "Read curves; lines that are not whole are skipped, and of a run the last one counts"
+    "Read curves; lines that are not whole or are [withdrawn](results.html) are skipped, and of a run the last one counts"
     res = {}
-    for o in (o for f in files for o in json_lines(f)[0]):
+    for o in (o for f in files for o in standing(json_lines(f)[0])[0] if 'withdrawn' not in o):
         with suppress(KeyError, TypeError): res[o['id']] = {**o, 'id': o['id'], 'scores': {**o['scores']}}
     return list(res.values())
 

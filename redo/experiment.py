@@ -6,7 +6,8 @@ Docs: https://redo-segmentation.github.io/redo/experiment.html.md"""
 
 # %% auto #0
 __all__ = ['RUN_FILES', 'run_state_of', 'check_same', 'run_config', 'HistoryFiles', 'SaveOften', 'run_scores', 'run_learner',
-           'write_run', 'run_id', 'train_run', 'begin_run', 'end_run', 'start_from', 'last_checkpoint', 'score_split']
+           'note_place', 'run_record', 'write_run', 'run_id', 'train_run', 'begin_run', 'end_run', 'start_from',
+           'last_checkpoint', 'score_split']
 
 # %% ../nbs/40_experiment.ipynb #703c96ca
 import hashlib, json, time
@@ -152,6 +153,30 @@ def run_learner(
     cfg.update({k: getattr(learn.model, k) for k in ('size','n_regions') if getattr(learn.model, k) is not None})
     return learn
 
+# %% ../nbs/40_experiment.ipynb #844fcdd4
+def note_place(
+    cfg:dict, # Configuration of the run
+    state:str, # 'none', or 'started' where it is taken up again
+    device=None, # Its device
+    told:dict=None # What else it was told
+)->dict: # The configuration with 'told' and 'start', or with one more in 'resumed'
+    "Note where a run begins, or what is different where it is taken up again"
+    now = run_place(device)
+    if state == 'none': return cfg | dict(told=told or {}, start=now)
+    was = cfg.get('start') or dict.fromkeys(now) # unknown where an earlier version began it
+    return cfg | dict(resumed=[*cfg.get('resumed', []), {k: v for k,v in now.items() if k == 'date' or was.get(k) != v}])
+
+def run_record(
+    cfg:dict, # Configuration of the run, from `note_place`
+    test:bool=True # Was the test set scored, too?
+)->dict: # 'config', the entries of `run_place`, and 'resumed' and 'commits' where it was taken up again
+    "What a summary says of the making of a run"
+    again = cfg.get('resumed', [])
+    start = cfg.get('start') or dict.fromkeys(again[0])
+    commits = list(dict.fromkeys(o.get('commit', start['commit']) for o in (start,*again)))
+    config = {k: cfg[k] for k in ('spec','size','n_regions','seed','recipe','init') if k in cfg} | dict(test=test, **cfg.get('told', {}))
+    return dict(config=config, **start, **({'resumed': again} if again else {}), **({'commits': commits} if len(commits) > 1 else {}))
+
 # %% ../nbs/40_experiment.ipynb #81314438
 def write_run(
     learn, # Trained learner
@@ -173,7 +198,7 @@ def write_run(
     return dict(run=name, id=cfg['id'], status='collapsed' if stopped else 'finished', **scores,
         collapsed=stopped or net.can_collapse and scores['min_region_size'] < (r.collapse or .02), collapses=getattr(guard, 'events', []),
         steps=net.step, seconds=round(h.seconds, 2), **{k: cfg[k] for k in ('spec','model','size','n_regions','seed','init') if k in cfg}, recipe_name=r.name, recipe=asdict(r),
-        **{k: v for k,v in learn.checkpoint.extra.items() if k in ('pictures','pictures_before') and v}, device=str(x.device), threads=torch.get_num_threads(), versions=versions(), commit=git_version())
+        **{k: v for k,v in learn.checkpoint.extra.items() if k in ('pictures','pictures_before') and v}, losses=dict(h.steps[-1]), **run_record(cfg, test))
 
 # %% ../nbs/40_experiment.ipynb #6c16b6a5
 def run_id(
@@ -221,6 +246,8 @@ def train_run(
     cfg,state = on_main(lambda: (run_config(out, resume, spec, recipe, size, n_regions, seed, changes, init, model), run_state_of(Path(out))))
     out = Path(out)
     if state == 'finished': return on_main(read_json, out/'summary.json')
+    told = dict(name=run_name, skip_bad=skip_bad) | ({'notes': notes} if notes else {}) | ({'cbs': [type(o).__name__ for o in cbs]} if cbs else {})
+    cfg = on_main(note_place, cfg, state, device, told)
     learn = run_learner(cfg, out, root, device, previews, bars, save_every, skip_bad, cbs)
     if cfg.get('init'): start_from(learn.model, cfg['init'])
     cfg.setdefault('id', run_id(cfg, learn, run_name, notes))

@@ -6,11 +6,13 @@ Docs: https://redo-segmentation.github.io/redo/runner.html.md"""
 
 # %% auto #0
 __all__ = ['GRIDS', 'read_grid', 'list_grids', 'fit_value', 'Grid', 'file_name', 'check_name', 'load_grid', 'check_runs', 'plan',
-           'run_experiment', 'keep_run']
+           'run_experiment', 'keep_run', 'again_args', 'compare_lines', 'compare_making', 'run_again']
 
 # %% ../nbs/42_runner.ipynb #dc39a24d
-import inspect, math, os, re, torch, yaml
+import inspect, json, math, os, re, torch, yaml
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
+from itertools import count
 from pathlib import Path
 import pandas as pd
 from fastcore.basics import patch
@@ -18,9 +20,9 @@ from .core import *
 from .curves import MaskRows, collect, mask_strip
 from .experiment import train_run
 from .files import *
-from .results import append_result, load_results
+from .results import append_result, find_result, json_lines, load_results
 from .grid import Run, check_jobs, check_run, run_all, seed_list
-from .learner import Recipe
+from .learner import Recipe, get_recipe
 
 # %% ../nbs/42_runner.ipynb #fdcd2190
 class _Loader(yaml.SafeLoader):
@@ -265,3 +267,77 @@ def keep_run(
     rows = Path(run.out)/'mask_rows'
     strip = Path(masks)/f"{file_name(run.args['notes']['data'])}-{file_name(run.name)}-{run.seed}.png"
     if rows.exists() and not strip.exists(): mask_strip(rows, strip)
+
+# %% ../nbs/42_runner.ipynb #93500d28
+def again_args(
+    line:dict, # A result
+    file # Its file, for errors
+)->dict: # Arguments of `train_run`
+    "What a run was told, from its line"
+    where,config = f'{file}: {brief(line.get("id"))} cannot be run again',line.get('config')
+    if not isinstance(config, dict):
+        raise RedoError(f"{where}: its line has no 'config', since an earlier version or another program than redo-train and redo-experiment wrote it, and what else it was told is not known")
+    if lost := [k for k in ('spec','size','n_regions','seed','recipe') if config.get(k) is None]: raise RedoError(f"{where}: its config has no {lost[0]}")
+    notes = config.get('notes')
+    if not isinstance(config['recipe'], dict) or not isinstance(notes, (dict,type(None))): raise RedoError(f'{where}: recipe and notes of its config must be pairs of a name and a value')
+    try: recipe = get_recipe(config['recipe'])
+    except (RedoError, TypeError) as e: raise RedoError(f"{where} by this version: {e}; its code was {brief(line.get('commit'))}") from None
+    res = {k: fit_value(k, config[k], where) for k in ('spec','size','n_regions','init','skip_bad','test') if config.get(k) is not None}
+    name = {} if config.get('name') is None else dict(run_name=check_name(config['name'], where))
+    return res | name | dict(recipe=recipe, seed=seed_list([config['seed']], where)[0], notes=notes)
+
+# %% ../nbs/42_runner.ipynb #235e65e6
+_made = ('commit','device','processor','accelerator','simd','has_bf16','threads','processes','pictures') # How, and of what
+_about = {*_made, *'id run date command commits resumed versions config recipe changes minutes withdrawn spec size n_regions seed init pictures_before'.split()}
+
+def _flat(d): return {f'{k}.{n}' if n else k: o for k,v in d.items() for n,o in (_flat(v) if isinstance(v, dict) else {'': v}).items()}
+
+def compare_lines(
+    line:dict, # A result
+    again:dict # That of the run done again
+)->pd.DataFrame: # A row a score: 'score', 'then', 'now', and 'same' where all bits are
+    "Scores, last losses and curves of two lines"
+    about = _about | {*((line.get('config') or {}).get('notes') or {})}
+    was,now = (_flat({k: v for k,v in o.items() if k not in about}) for o in (line, again))
+    return pd.DataFrame([dict(score=k, then=v, now=now.get(k), same=k in now and json.dumps(v) == json.dumps(now[k])) for k,v in was.items()])
+
+def compare_making(
+    line:dict, # A result
+    again:dict # That of the run done again
+)->list: # Of text
+    "What was different in the making of two lines"
+    was,now = ({k: o[k] for k in _made if k in o} | _flat({'versions': o.get('versions') or {}}) for o in (line, again))
+    res = [f'{k} was {was.get(k)}, is {now.get(k)}' for k in was | now if was.get(k) != now.get(k)]
+    if any(len(o) > 1 for o in line.get('resumed') or []): res.append('it was taken up again in another way')
+    if cbs := (line.get('config') or {}).get('cbs'): res.append(f"callbacks {', '.join(map(str, cbs))} were there, are not")
+    return res + ['the commit is not all of its code (-dirty)']*str(line.get('commit')).endswith('-dirty')
+
+# %% ../nbs/42_runner.ipynb #b15fbb4f
+def _next_folder(folder):
+    "A new folder with the first number that is free"
+    for i in count(1):
+        out = Path(f'{folder}-{i}')
+        try: out.mkdir(parents=True); return out
+        except FileExistsError: continue
+        except OSError as e: raise RedoError(f'cannot write {out}: {e.strerror or e}; choose another folder') from None
+
+def run_again(
+    id:str, # Id of a result, or its beginning
+    results='results', # A file of results, or a folder of them
+    folder:Path='runs', # Folder of all runs; this one is in FOLDER/again/ID-N
+    device=None, # Device; that of the line where None
+    root:Path=None, # Folder that holds the data sets
+    progress=True # Show progress bars?
+)->dict: # line, file, out, again (the new line), scores (from `compare_lines`), differs (from `compare_making`)
+    "Run what a line of results holds once more, and compare"
+    line,file = find_result(id, results)
+    args,n,was = again_args(line, file),line.get('threads'),torch.get_num_threads()
+    out = _next_folder(Path(folder)/'again'/file_name(line['id'])[:100])
+    try:
+        torch.set_num_threads(n if isinstance(n, int) and 0 < n <= 1024 else was)
+        train_run(**args, out=out, device=device or str(line.get('device') or '').split(':')[0] or None, root=root, previews=False, progress=progress, results=out/'result.jsonl')
+    finally:
+        torch.set_num_threads(was)
+        with suppress(OSError): out.rmdir() # where nothing was written
+    again = json_lines(out/'result.jsonl')[0][-1]
+    return dict(line=line, file=file, out=out, again=again, scores=compare_lines(line, again), differs=compare_making(line, again))
