@@ -174,7 +174,7 @@ def run_record(
     again = cfg.get('resumed', [])
     start = cfg.get('start') or dict.fromkeys(again[0])
     commits = list(dict.fromkeys(o.get('commit', start['commit']) for o in (start,*again)))
-    config = {k: cfg[k] for k in ('spec','size','n_regions','seed','recipe','init') if k in cfg} | dict(test=test, **cfg.get('told', {}))
+    config = {k: cfg[k] for k in ('spec','model','size','n_regions','seed','recipe','init') if k in cfg} | dict(test=test, **cfg.get('told', {}))
     return dict(config=config, **start, **({'resumed': again} if again else {}), **({'commits': commits} if len(commits) > 1 else {}))
 
 # %% ../nbs/40_experiment.ipynb #81314438

@@ -282,13 +282,13 @@ def again_args(
     if not isinstance(config['recipe'], dict) or not isinstance(notes, (dict,type(None))): raise RedoError(f'{where}: recipe and notes of its config must be pairs of a name and a value')
     try: recipe = get_recipe(config['recipe'])
     except (RedoError, TypeError) as e: raise RedoError(f"{where} by this version: {e}; its code was {brief(line.get('commit'))}") from None
-    res = {k: fit_value(k, config[k], where) for k in ('spec','size','n_regions','init','skip_bad','test') if config.get(k) is not None}
+    res = {k: fit_value(k, config[k], where) for k in ('spec','model','size','n_regions','init','skip_bad','test') if config.get(k) is not None}
     name = {} if config.get('name') is None else dict(run_name=check_name(config['name'], where))
     return res | name | dict(recipe=recipe, seed=seed_list([config['seed']], where)[0], notes=notes)
 
 # %% ../nbs/42_runner.ipynb #235e65e6
 _made = ('commit','device','processor','accelerator','simd','has_bf16','threads','processes','pictures') # How, and of what
-_about = {*_made, *'id run date command commits resumed versions config recipe changes minutes withdrawn spec size n_regions seed init pictures_before'.split()}
+_about = {*_made, *'id run date command commits resumed versions config recipe changes minutes withdrawn spec model size n_regions seed init pictures_before'.split()}
 
 def _flat(d): return {f'{k}.{n}' if n else k: o for k,v in d.items() for n,o in (_flat(v) if isinstance(v, dict) else {'': v}).items()}
 

@@ -87,5 +87,6 @@ def test_every_command(slots, run, tmp_path, monkeypatch):
     assert rc == 0, said.err
     lines = [json.loads(o) for o in (tmp_path/'results/g.jsonl').read_text().splitlines()]
     assert [o['model'] for o in lines] == ['slots']*2 and lines[0]['id'] != lines[1]['id']
+    assert run(redo_experiment, '--again', lines[0]['id'], '--no-progress')[0] == 0
     rc,said = run(redo_train, 'digits', '--model', 'no such', '--steps', 2)
     assert rc == 1 and said.err.count('\n') == 1 and "no model 'no such'" in said.err
