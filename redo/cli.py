@@ -362,7 +362,7 @@ def redo_benchmark(
 def _names(text): return [o.strip() for o in (text or '').split(',') if o.strip()] or None
 
 @command(['redo-experiment example', 'redo-experiment example --dry-run', 'redo-experiment my_grid.yml --only "base,area hinge" --data digits --seeds 5 --jobs 2',
-          'redo-experiment my_grid.yml --devices cuda:0,cuda:1', 'redo-experiment --list'], pos=['grid'])
+          'redo-experiment my_grid.yml --devices cuda:0,cuda:1', 'redo-experiment --again f5aca0e6', 'redo-experiment --list'], pos=['grid'])
 def redo_experiment(
     grid:str=None, # Name of a grid in the package, or a .yml file
     only:str=None, # Settings to run, as base,area hinge (default: all)
@@ -375,12 +375,16 @@ def redo_experiment(
     folder:str='runs', # Folder of the runs
     results:str='results', # Folder of results, curves and masks
     list:bool=False, # Only list the grids of the package
+    again:str=None, # Id of a line in --results to run again (in FOLDER/again/ID-N) and to compare with; nothing is appended there
+    root:str=None, # With --again, folder that holds the data sets
     progress:bool=True # Show no progress
 ):
     "Run a grid of settings, seeds and data sets, or what is left of it."
     from redo.core import RedoError
     from redo.runner import list_grids, load_grid, run_experiment
     if list: print('\n'.join(f'{k:24} {v}' for k,v in list_grids().items())); return list_grids()
+    if again: return _again(again, results, folder, devices, root, progress, dict(grid=grid, only=only, data=data, seeds=seeds, smoke=smoke, dry_run=dry_run))
+    if root: raise RedoError('--root is for --again; a grid names it in its base')
     if not grid: raise RedoError(f"name a grid: a .yml file, or one of {', '.join(list_grids())}")
     g = load_grid(grid)
     try: df = run_experiment(g, folder, results, _names(only), _names(data), seeds, smoke, jobs, _names(devices), dry_run, progress)
@@ -393,6 +397,22 @@ def _grid_report(df, at, dry_run=False):
     from redo.results import results_table
     if dry_run: print(f"{df.to_string(index=False)}\n\n{len(df)} runs, {(df.state == 'finished').sum()} of them finished"); return
     print(f"\n{results_table(df, ['data','run'], ('iou_set','iou_per_image','test.iou_set','min_region_size','minutes')).to_string()}\n\n{at}.jsonl: a line a run; {at}-curves.jsonl: losses and scores over steps")
+
+# %% ../nbs/43_cli.ipynb #86ae22d3
+def _again(id, results, folder, devices, root, progress, others):
+    "Run a line of results again, and say what is the same"
+    from redo.core import RedoError
+    from redo.files import brief
+    from redo.runner import run_again
+    if odd := [k.replace('_', '-') for k,v in others.items() if v]: raise RedoError(f"--again takes all from its line: leave {'the grid' if odd[0] == 'grid' else f'--{odd[0]}'} out")
+    try: res = run_again(id, results, folder, (_names(devices) or [None])[0], root, progress)
+    except KeyboardInterrupt: raise Stopped(f'stopped; the same command starts it anew, in another folder of {Path(folder)/"again"}') from None
+    line,df = res['line'],res['scores']
+    print(f"{line['id']} of {res['file']}{f', which is withdrawn: ' + line['withdrawn'] if 'withdrawn' in line else ''}, again in {res['out']}\n")
+    print(df.assign(then=df.then.map(brief), now=['the same' if s else brief(v) for v,s in zip(df.now, df.same)])[['score','then','now']].to_string(index=False))
+    why = '; '.join(res['differs']) or 'nothing else that a line holds'
+    if df.same.all(): print(f'\nall {len(df)} are the same to the last bit' + f'; different: {why}'*bool(res['differs']))
+    return {**res, 'failed': [] if df.same.all() else [dict(error=f"{(~df.same).sum()} of {len(df)} are not the same to the last bit; different besides: {why}")]}
 
 # %% ../nbs/43_cli.ipynb #6340c1fb
 @command(['redo-teach flowers17 --out taught', 'redo-teach flowers17 --out taught --install', 'redo-teach my_pictures/ --out taught --teacher iem --steps 300'])

@@ -21,7 +21,8 @@ cases = {
     'teach': 'teach digits --size 32 --net-size 32 --teacher kmeans --steps 20 --nf-mask 8 --n-res 1 --out run --device cpu --no-progress',
     'evaluate': 'evaluate --data digits --json run/scores.json --device cpu --no-progress',
 }
-free = 'id run recipe changes seconds seconds_taught seconds_a_picture minutes versions commit data threads processor date command started config notes model'.split() # not of the numbers
+free = """id run recipe changes config notes model seconds seconds_taught seconds_a_picture minutes date command started versions commit commits resumed
+    data threads processor accelerator simd has_bf16 processes device losses""".split() # not of the numbers
 
 def pictures(folder):
     "32 pictures of two sizes"
