@@ -6,7 +6,8 @@ Docs: https://redo-segmentation.github.io/redo/core.html.md"""
 
 # %% auto #0
 __all__ = ['MODELS', 'RedoError', 'Decomposition', 'Decomposer', 'register_model', 'model_class', 'to_range', 'evaluating',
-           'predict', 'step_seed', 'step_generator', 'set_seed', 'pick_device', 'shared_path', 'versions']
+           'predict', 'step_seed', 'step_generator', 'set_seed', 'pick_device', 'fixture_path', 'shared_path',
+           'versions']
 
 # %% ../nbs/00_core.ipynb #6cb674f7
 import os, random, hashlib, inspect, platform
@@ -194,14 +195,24 @@ def pick_device(
     except (RuntimeError, AssertionError) as e: raise RedoError(f"device '{device}' is not available here ({str(e).splitlines()[0]}): use 'cpu' or 'auto'") from None
 
 # %% ../nbs/00_core.ipynb #2ac1be8e
+def _project(): # Folder of the project, or the current one outside of it
+    here = Path.cwd()
+    return next((p for p in [here,*here.parents] if (p/'settings.ini').exists()), here)
+
+def fixture_path(
+    *parts # Parts below `tests/fixtures`
+)->Path: # The path
+    "Path in the project's own fixtures"
+    path = _project().joinpath('tests', 'fixtures', *parts)
+    if not path.exists(): raise RedoError(f'{path} does not exist: fixtures are part of a clone of the project, not of the installed package')
+    return path
+
 def shared_path(
     *parts # Parts below the shared folder
 )->Path: # The path where it exists, else None
     "Path in the folder of shared fixtures and data (`REDO_SHARED`, default `../shared` beside the project)"
-    here = Path.cwd()
-    root = next((p for p in [here,*here.parents] if (p/'settings.ini').exists()), here)
     base = Path(os.environ.get('REDO_SHARED', '../shared'))
-    path = (root/base).joinpath(*parts)
+    path = (_project()/base).joinpath(*parts)
     if path.exists(): return path
     print(f"skipped: {'/'.join(map(str, (base,)+parts))} is not here (set REDO_SHARED to the folder that holds it)")
 
