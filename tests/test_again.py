@@ -58,9 +58,10 @@ def test_again(tmp_path, monkeypatch, again):
     for k in ('id','iou_set','iou_per_image','test','losses','curve','config','pictures','recipe'): assert new.get(k) == line.get(k), k
     assert (tmp_path/'results/my.jsonl').read_text() == text
 
-def test_what_differs(tmp_path, again):
+def test_what_differs(tmp_path, again, monkeypatch):
     "Other pictures, and another line: the scores that differ, and what was different"
     from redo.experiment import train_run
+    monkeypatch.setattr(sys, 'argv', ['pytest']) # no command of ours
     pictures(tmp_path/'pics')
     train_run('pics', 'run', size=32, steps=2, bs=2, nf=4, nf_mask=4, nf_disc=4, device='cpu', progress=False, previews=False, test=False, results='results/a.jsonl')
     line, = lines(Path('results/a.jsonl'))
