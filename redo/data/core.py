@@ -7,22 +7,25 @@ Docs: https://redo-segmentation.github.io/redo/data.core.html.md"""
 # %% auto #0
 __all__ = ['SOURCES', 'NAMED_SIZES', 'PICTURES', 'CACHE_VERSION', 'one_line', 'SourceEntry', 'register_source', 'source_names',
            'Spec', 'as_size', 'parse_spec', 'to_rgb', 'read_image', 'read_mask', 'fit_image', 'fit_mask', 'Pictures',
-           'Source', 'get_source', 'parallel_map', 'cache_dir', 'files_key', 'tensor_hash', 'load_cached',
-           'save_cached', 'decode_files']
+           'Source', 'get_source', 'parallel_iter', 'parallel_map', 'cache_dir', 'files_key', 'note_hash', 'known_hash',
+           'tensor_hash', 'ArrayFile', 'map_array', 'load_cached', 'drop_cached', 'save_cached', 'decode_files']
 
 # %% ../../nbs/02_data.core.ipynb #f5bb59b6
-import hashlib, json, os, re, stat, time, warnings
+import errno, hashlib, io, json, math, mmap, os, re, shutil, stat, sys, time, warnings, weakref
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
+from itertools import islice
 from pathlib import Path
 import numpy as np, torch
+from numpy.lib import format as npy
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 from PIL import Image, ImageOps, UnidentifiedImageError
+from fastcore.basics import chunked, patch
 from fastprogress.fastprogress import progress_bar
-from safetensors import safe_open, SafetensorError
-from safetensors.torch import save_file
 from ..core import RedoError
 from ..files import *
 
@@ -251,7 +254,7 @@ def fit_mask(
 # %% ../../nbs/02_data.core.ipynb #70e009a0
 @dataclass
 class Pictures:
-    "A split of a data set in memory"
+    "A split of a data set, in memory or mapped from a file"
     images:Tensor # (N,3,H,W) uint8
     truth:Tensor=None # (N,H,W) uint8 region index, 255 = ignore; None where there is no truth
     names:list=None # N names
@@ -313,77 +316,224 @@ def _with_bar(it, n, comment, wait=1.):
             bar.update(0)
         if bar: bar.update(i+1)
 
+# %% ../../nbs/02_data.core.ipynb #f4410a9d
+def parallel_iter(
+    f:callable, # Function of one item
+    items, # What to apply it to
+    ahead:int=64, # How many results may wait to be fetched
+    progress:bool=False, # Show a progress bar if it takes longer than a second?
+    comment:str='' # Text beside the bar
+): # Results one by one, in order
+    "`f` over `items` in threads (decoding and hashing release Python's lock)"
+    def results():
+        left,ex = iter(items),ThreadPoolExecutor(min(16, os.cpu_count() or 1))
+        try:
+            waiting = deque(ex.submit(f, o) for o in islice(left, ahead))
+            while waiting:
+                res = waiting.popleft().result()
+                waiting.extend(ex.submit(f, o) for o in islice(left, 1))
+                yield res
+        finally: ex.shutdown(cancel_futures=True)
+    return _with_bar(results(), len(items), comment) if progress else results()
+
+# %% ../../nbs/02_data.core.ipynb #0d77ee21
 def parallel_map(
     f:callable, # Function of one item
     items:list, # What to apply it to
     progress:bool=False, # Show a progress bar if it takes longer than a second?
     comment:str='' # Text beside the bar
 )->list: # Results in order
-    "`f` over `items` in threads (decoding and hashing release Python's lock)"
-    if not items: return []
-    ex = ThreadPoolExecutor(min(16, os.cpu_count() or 1))
-    try:
-        res = ex.map(f, items)
-        return list(_with_bar(res, len(items), comment) if progress else res)
-    finally: ex.shutdown(cancel_futures=True)
+    "All results of `parallel_iter`"
+    return list(parallel_iter(f, items, len(items), progress, comment)) if len(items) else []
 
 # %% ../../nbs/02_data.core.ipynb #87e0a46f
-CACHE_VERSION = 2 # Raise it when the same files would give other pixels
+CACHE_VERSION = 3 # Raise it when the same files would give other pixels, or are kept in another way
 
 def cache_dir()->Path: # `REDO_CACHE`, default ~/.cache/redo
     "Folder of decoded pictures; it may be deleted at any time"
     return Path(os.path.expanduser(os.environ.get('REDO_CACHE') or os.path.join('~', '.cache', 'redo')))
 
-def _digest(path):
+def _file_mark(path, real):
+    "What tells one state of a file from another without reading it; `real` resolves folders"
     if path is None: return None
-    h = hashlib.blake2b(digest_size=16)
-    try:
-        with open(regular_file(path), 'rb') as f:
-            while (b := f.read(2**20)): h.update(b)
-    except (OSError, RedoError): return 'unreadable'
-    return h.hexdigest()
+    folder,name = os.path.split(path)
+    name = os.path.join(real(folder), name)
+    try: s = os.stat(path)
+    except (OSError, ValueError): return name,'unreadable'
+    return name, s.st_size, s.st_mtime_ns, s.st_ctime_ns
 
 def files_key(
     files:list, # Paths, or None
     *options, # Whatever else the result depends on
     progress:bool=False # Show a progress bar?
 )->str:
-    "Name for a result made from the content of `files`: where they lie and when they were written does not matter"
-    digests = parallel_map(_digest, files, progress, 'looking for changes')
-    return hashlib.blake2b(repr((CACHE_VERSION, options, digests)).encode(), digest_size=20).hexdigest()
+    "Name for a result made from `files`, by their names, sizes and times; none of them is opened"
+    real = lru_cache(None)(os.path.realpath)
+    parts = parallel_map(lambda part: [_file_mark(o, real) for o in part], list(chunked(files, 256)), progress, 'looking for changes')
+    return hashlib.blake2b(repr((CACHE_VERSION, options, parts)).encode(errors='surrogatepass'), digest_size=20).hexdigest()
 
 # %% ../../nbs/02_data.core.ipynb #4861cd88
+_known = WeakTensorKeyDictionary() # Tensor -> its version, and the hash of what it held then
+
+def note_hash(
+    x:Tensor, # Tensor that stays as it is
+    digest:bytes # What `tensor_hash` would find
+)->Tensor: # `x`
+    "Let `tensor_hash` know the hash of a tensor, until its values are changed"
+    if digest and not x.is_inference(): _known[x] = x._version,digest
+    return x
+
+def known_hash(
+    x:Tensor
+)->bytes: # None where it is not known
+    "Hash of a tensor where that takes no reading"
+    version,digest = _known.get(x, (None,None))
+    return digest if digest and version == x._version else None
+
+# %% ../../nbs/02_data.core.ipynb #18cf03b6
+def _blake(x=b''): return hashlib.blake2b(x, digest_size=20)
+def _piece(row): return max(1, 2**24//max(1, row)) # Rows of so many bytes in a piece
+def _join(shape, pieces, dtype='torch.uint8'): return _blake(b''.join([f'{dtype} {tuple(shape)}'.encode(), *pieces])).digest()
+
 def tensor_hash(
-    x:Tensor # Pictures or anything else of one dimension or more, on any device
+    x:Tensor, # Pictures or anything else of one dimension or more, on any device
+    read:bool=False # Read it even where its hash is known?
 )->bytes: # 20 of them
     "Hash of shape, type and values, in pieces of 16 MB in threads, without a copy where they are in the main memory"
-    pieces = x.split(max(1, 2**24//max(1, x[:1].nbytes)))
-    hashes = parallel_map(lambda o: hashlib.blake2b(o.cpu().contiguous().numpy(), digest_size=20).digest(), pieces)
-    return hashlib.blake2b(b''.join([f'{x.dtype} {tuple(x.shape)}'.encode(), *hashes]), digest_size=20).digest()
+    if not read and (digest := known_hash(x)): return digest
+    pieces = parallel_map(lambda o: _blake(o.cpu().contiguous().numpy()).digest(), x.split(_piece(x[:1].nbytes)))
+    return _join(x.shape, pieces, x.dtype)
 
-def _checksum(key, tensors, notes):
-    return hashlib.blake2b(repr((key, notes, [(k, tensor_hash(tensors[k])) for k in sorted(tensors)])).encode(), digest_size=20).hexdigest()
+# %% ../../nbs/02_data.core.ipynb #3f6a1e02
+def _npy_head(shape):
+    "Head of a `.npy` file of bytes; as long for few rows as for many"
+    f = io.BytesIO()
+    npy.write_array_header_1_0(f, dict(descr='|u1', fortran_order=False, shape=tuple(shape)))
+    return f.getvalue()
+
+class ArrayFile:
+    "A `.npy` file of bytes that is written row by row"
+    def __init__(self,
+        path:Path, # File to write
+        row:tuple # Shape of a row
+    ):
+        self.row,self.n,self.piece,self.pieces,self.hash = tuple(row),0,_piece(math.prod(row)),[],_blake()
+        self.head,self.file = _npy_head((0,*row)),open(path, 'wb')
+        self.file.write(self.head)
+    def close(self): self.file.close()
+    def _cut(self):
+        self.pieces.append(self.hash.digest())
+        self.hash = _blake()
+
+# %% ../../nbs/02_data.core.ipynb #45b0ce9a
+@patch
+def add(self:ArrayFile,
+    x # uint8 array
+):
+    "Write a row"
+    x = np.ascontiguousarray(x)
+    if (x.shape, x.dtype) != (self.row, np.uint8): raise ValueError(f'a row is {x.dtype} {x.shape}, not uint8 {self.row}')
+    self.file.write(x)
+    self.hash.update(x)
+    self.n += 1
+    if self.n % self.piece == 0: self._cut()
+
+@patch
+def finish(self:ArrayFile)->tuple: # Shape and hash of the whole
+    "Set the number of rows, and see to it that all is on the disk"
+    if self.n % self.piece or not self.n: self._cut()
+    shape = self.n,*self.row
+    head = _npy_head(shape)
+    if len(head) != len(self.head): raise OSError(f'numpy {np.__version__} makes heads of different length')
+    self.file.seek(0)
+    self.file.write(head)
+    self.file.flush()
+    os.fsync(self.file.fileno())
+    return shape,_join(shape, self.pieces)
+
+# %% ../../nbs/02_data.core.ipynb #7b1d5e48
+_MMAP = dict(access=mmap.ACCESS_COPY)
+if sys.platform == 'linux': # A private mapping larger than the memory is refused there unless nothing is set aside for changes
+    _MMAP = dict(flags=mmap.MAP_PRIVATE | getattr(mmap, 'MAP_NORESERVE', 0x4000), prot=mmap.PROT_READ | mmap.PROT_WRITE)
+_mapped = weakref.WeakValueDictionary() # Path -> its mapping, as long as a tensor needs it
 
 def _own(s): return not hasattr(os, 'geteuid') or s.st_uid == os.geteuid()
+def _state(s): return [s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino]
 
+# %% ../../nbs/02_data.core.ipynb #b1a2d7e4
+def map_array(
+    path:Path, # `.npy` file of bytes
+    shape:tuple # Shape that it should have
+)->tuple: # (uint8 tensor, what `os.stat` says of the file)
+    "A file as a tensor, without reading it"
+    with open(regular_file(path), 'rb') as f:
+        s,n = os.fstat(f.fileno()),math.prod(shape)
+        if not _own(s): raise PermissionError(errno.EPERM, 'belongs to another user')
+        if npy.read_magic(f) != (1,0) or npy.read_array_header_1_0(f) != (tuple(shape), False, np.dtype(np.uint8)):
+            raise ValueError('its head is wrong')
+        start = f.tell()
+        if s.st_size != start+n: raise ValueError('its size is wrong')
+        if not n: return torch.empty(shape, dtype=torch.uint8),s
+        m = _mapped[str(path)] = mmap.mmap(f.fileno(), 0, **_MMAP)
+    return torch.frombuffer(m, dtype=torch.uint8, count=n, offset=start).reshape(shape),s
+
+# %% ../../nbs/02_data.core.ipynb #61c0d8a3
+def _side(key): return cache_dir()/f'{key}.json'
+def _array(key, name): return cache_dir()/f'{key}-{name}.npy'
+def _sum(key, arrays, notes): return _blake(json.dumps([CACHE_VERSION, key, arrays, notes]).encode()).hexdigest()
+
+def _write_side(key, arrays, notes):
+    "`arrays`: name -> (shape, hash, state of the file)"
+    with atomic_path(_side(key)) as p: p.write_text(json.dumps(dict(sum=_sum(key, arrays, notes), arrays=arrays, notes=notes)))
+
+def _read_side(key):
+    got = json.loads(read_text(_side(key), 2**31))
+    arrays,notes = got['arrays'],got['notes']
+    if got['sum'] != _sum(key, arrays, notes): raise ValueError('its checksum is wrong')
+    return arrays,notes
+
+# %% ../../nbs/02_data.core.ipynb #c8f1e9b0
+def _map_entry(key):
+    "(tensors, notes) of an entry; read and hashed only where the files are not in the state that was noted"
+    (arrays,notes),tensors,moved = _read_side(key),{},False
+    for name in arrays: os.lstat(_array(key, name)) # FileNotFoundError where it was removed
+    for name,(shape,digest,state) in arrays.items():
+        x,s = map_array(_array(key, name), tuple(shape))
+        new = state != _state(s)
+        read = new or os.environ.get('REDO_CACHE_VERIFY') == '1'
+        if read and tensor_hash(x).hex() != digest: raise ValueError(f'the checksum of {name} is wrong')
+        tensors[name],arrays[name][2] = note_hash(x, bytes.fromhex(digest)),_state(s)
+        moved = moved or new
+    if moved: _write_side(key, arrays, notes)
+    return tensors,notes
+
+# %% ../../nbs/02_data.core.ipynb #90be3f6c
 def load_cached(
     key:str # From `files_key`
 )->tuple: # (tensors, notes), or None where it is missing or damaged
-    "Read a cache file; a damaged one is reported and counts as missing"
-    path = cache_dir()/f'{key}.safetensors'
+    "Map an entry of the cache; a damaged one is reported and counts as missing"
+    path = _side(key)
     try:
         if not os.path.lexists(path): return None
-        if not _own(regular_file(path).stat()): return warnings.warn(f'cache file {one_line(path)} belongs to another user: made anew')
-        with safe_open(path, 'pt') as f: meta,tensors = f.metadata(),{k: f.get_tensor(k) for k in f.keys()}
-        if meta['sum'] != _checksum(key, tensors, meta['notes']): raise ValueError('its checksum is wrong')
+        if not _own(regular_file(path).stat()): raise PermissionError(errno.EPERM, 'belongs to another user')
+        res = _map_entry(key)
         with suppress(OSError): os.utime(path)
-        return tensors,json.loads(meta['notes'])
+        return res
     except FileNotFoundError: return None
-    except (RedoError, SafetensorError, OSError, ValueError, KeyError, TypeError) as e:
+    except PermissionError as e: warnings.warn(one_line(f'cache file {path} {e.strerror}: made anew'))
+    except (RedoError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         warnings.warn(one_line(f'cache file {path} is damaged ({e}): made anew'))
 
+# %% ../../nbs/02_data.core.ipynb #ad3c51f8
+def drop_cached(
+    key:str # From `files_key`
+):
+    "Remove an entry"
+    for o in (_side(key), *cache_dir().glob(f'{key}-*.npy')):
+        with suppress(OSError): o.unlink()
+
 # %% ../../nbs/02_data.core.ipynb #4f05e5b9
-_CACHE_NAME = r'[0-9a-f]{40}\.safetensors'
+_CACHE_NAME = r'([0-9a-f]{40})(\.json|-\w+\.npy|\.safetensors)' # The last is what older versions wrote
 
 def _cache_limit():
     "Bytes that all cache files may have"
@@ -392,44 +542,64 @@ def _cache_limit():
         if float(text) >= 0: return float(text)*1e9
     raise RedoError(f'REDO_CACHE_GB={brief(text)} is no number of gigabytes: give 0 or more')
 
-def _cache_files(folder):
-    "(time of last use, bytes, path) of our files in the cache, whole or half-written, those of last use first"
-    res = []
+def _cache_entries(folder):
+    "Key -> (time of last use, bytes, path) of our files in the cache; those that are half-written have the key None"
+    res = {}
     for o in os.scandir(folder):
+        m,left = re.fullmatch(_CACHE_NAME, o.name),is_leftover(o.name, [_CACHE_NAME])
         with suppress(OSError):
             s = o.stat(follow_symlinks=False)
-            if stat.S_ISREG(s.st_mode) and _own(s): res.append((s.st_mtime, s.st_size, Path(o)))
-    return [o for o in sorted(res, reverse=True) if re.fullmatch(_CACHE_NAME, o[2].name) or is_leftover(o[2].name, [_CACHE_NAME])]
+            if (m or left) and stat.S_ISREG(s.st_mode) and _own(s): res.setdefault(m and m[1], []).append((s.st_mtime, s.st_size, Path(o)))
+    for k in [k for k,v in res.items() if k and all(p.suffix == '.npy' for *_,p in v)]: res.setdefault(None, []).extend(res.pop(k))
+    return res
 
+# %% ../../nbs/02_data.core.ipynb #9a5e66c2
 def _trim(keep, most):
-    "Remove what killed runs left an hour ago and what was not used for longest beyond `most` bytes; never the file `keep`"
-    total = keep.stat().st_size
-    for last,size,path in _cache_files(keep.parent):
-        if path == keep: continue
-        old = is_leftover(path.name, [_CACHE_NAME])
-        if not old: total += size
-        if time.time()-last > 3600 if old else total > most:
-            with suppress(OSError): path.unlink()
+    "Remove what killed runs left an hour ago and the entries of longest ago beyond `most` bytes; never `keep` nor what is mapped"
+    entries = _cache_entries(cache_dir())
+    gone = [o for t,_,o in entries.pop(None, []) if time.time()-t > 3600]
+    held = {keep} | {k for k,v in entries.items() if any(str(p) in _mapped for *_,p in v)}
+    total = 0
+    for k,v in sorted(entries.items(), key=lambda o: (o[0] not in held, -max(o[1])[0])):
+        total += sum(size for _,size,_ in v)
+        if k not in held and total > most: gone += sorted([o for *_,o in v], key=lambda o: o.suffix)
+    for o in gone:
+        with suppress(OSError): o.unlink()
 
 # %% ../../nbs/02_data.core.ipynb #1307c43b
+def _write_arrays(key, shapes, rows):
+    "Write one file for every array, all at once"
+    with ExitStack() as stack:
+        paths = [stack.enter_context(atomic_path(_array(key, k))) for k in shapes]
+        files = [stack.enter_context(closing(ArrayFile(p, row))) for p,row in zip(paths, shapes.values())]
+        for row in rows:
+            for f,x in zip(files, row): f.add(x)
+        done = [f.finish() for f in files]
+    return {k: [list(shape), digest.hex(), _state(os.stat(_array(key, k)))] for k,(shape,digest) in zip(shapes, done)}
+
+# %% ../../nbs/02_data.core.ipynb #77d0b8ef
 def save_cached(
     key:str, # From `files_key`
-    tensors:dict, # Name -> uint8 tensor
-    notes=None # Anything that JSON holds
-):
-    "Write a cache file whole or not at all and trim the cache; where that fails, warn and go on"
-    path,notes = cache_dir()/f'{key}.safetensors',json.dumps(notes)
+    notes=None, # Anything that JSON holds; it may be filled in while the rows come
+    shapes:dict={}, # Name of an array -> shape of its rows
+    rows=(), # Rows as they come: one uint8 array for every name
+    n:int=0 # Most rows that may come
+)->tuple: # (tensors, notes), as `load_cached` gives them; None where it could not be written
+    "Write an entry whole or not at all and trim the cache; where that fails, warn and go on"
+    folder,need = cache_dir(),n*sum(math.prod(o) for o in shapes.values())
     try:
         most = _cache_limit()
-        path.parent.mkdir(0o700, parents=True, exist_ok=True)
-        with atomic_path(path) as p: save_file(tensors, p, metadata=dict(sum=_checksum(key, tensors, notes), notes=notes))
-        _trim(path, most)
-    except (RedoError, OSError, SafetensorError) as e: warnings.warn(one_line(f'going on without a cache in {path.parent}: {e}'))
+        folder.mkdir(0o700, parents=True, exist_ok=True)
+        if shutil.disk_usage(folder).free < need: raise OSError(errno.ENOSPC, f'{need/1e9:.1f} GB are needed')
+        _write_side(key, _write_arrays(key, shapes, rows), notes)
+        _trim(key, most)
+    except (RedoError, OSError) as e: return warnings.warn(one_line(f'going on without a cache in {folder}: {e}'))
+    return load_cached(key)
 
 # %% ../../nbs/02_data.core.ipynb #b8c04c89
-def _decode(item, images, truth, resize, truth_of, exif):
-    "Decode one picture (3,h,w) and its truth (h,w) into their places; gives the `RedoError` where that fails"
-    (path,mask),size = item,images.shape[-2:]
+def _decode(item, size, resize, truth_of, exif):
+    "A picture (3,h,w) and its truth (h,w), or the `RedoError` where that fails"
+    (path,mask),truth = item,np.full(size, 255, np.uint8)
     try:
         img = read_image(path, size if mask is None and resize != 'nearest' else None, exif)
         if mask is not None:
@@ -437,20 +607,27 @@ def _decode(item, images, truth, resize, truth_of, exif):
             (h,w),(W,H) = lab.shape,img.size
             if (h,w) != (H,W):
                 raise RedoError(one_line(f'mask {mask} is {w}x{h} pixels but its picture {path} is {W}x{H}: make them equal'))
-            truth[:] = fit_mask(lab, size)
+            truth = fit_mask(lab, size)
     except RedoError as e: return e
-    images[:] = np.asarray(fit_image(img, size, resize)).transpose(2,0,1)
+    return np.ascontiguousarray(np.asarray(fit_image(img, size, resize)).transpose(2,0,1)), truth
 
-def _decode_all(items, names, size, resize, truth_of, exif, progress):
-    "(tensors, notes) of all items that can be read"
-    images,truth = np.empty((len(items),3,*size), np.uint8),np.full((len(items),*size), 255, np.uint8)
-    def one(i): return _decode(items[i], images[i], truth[i], resize, truth_of, exif)
-    res = parallel_map(one, range(len(items)), progress, 'decoding pictures')
-    good = [i for i,o in enumerate(res) if o is None]
-    if len(good) < len(res): images,truth = images[good],truth[good]
-    tensors = dict(images=torch.from_numpy(images))
-    if any(m is not None for _,m in items): tensors['truth'] = torch.from_numpy(truth)
-    return tensors, dict(names=[names[i] for i in good], bad=[str(o) for o in res if o is not None])
+# %% ../../nbs/02_data.core.ipynb #e60f2c8d
+def _decode_rows(items, names, notes, progress, *args):
+    "Pictures and truth of all items that can be read; `notes` gets their names, and what is wrong with the others"
+    notes.update(names=[], bad=[])
+    for name,o in zip(names, parallel_iter(lambda item: _decode(item, *args), items, progress=progress, comment='decoding pictures')):
+        if isinstance(o, RedoError): notes['bad'].append(str(o))
+        else:
+            notes['names'].append(name)
+            yield o
+
+def _in_memory(shapes, rows, n):
+    "All rows as tensors"
+    res,i = {k: np.empty((n,*o), np.uint8) for k,o in shapes.items()},0
+    for row in rows:
+        for a,x in zip(res.values(), row): a[i] = x
+        i += 1
+    return {k: torch.from_numpy(a[:i]) for k,a in res.items()}
 
 # %% ../../nbs/02_data.core.ipynb #2c8db39f
 def _report_bad(bad, n, skip):
@@ -478,15 +655,19 @@ def decode_files(
     skip_bad:bool=False, # Leave unreadable pictures out, with a warning, instead of raising?
     progress:bool=True # Show a progress bar?
 )->Pictures: # With truth where any item has a mask; all 255 for those that have none
-    "Decode pictures in parallel, or take them from the cache"
+    "Decode pictures in parallel, or map them from the cache"
     size = as_size(size)
     items = [tuple(o) if isinstance(o, (tuple,list)) else (o,None) for o in items]
     names = [Path(p).name for p,_ in items] if names is None else list(names)
-    rule = _rule_name(truth_of) if any(m is not None for _,m in items) else 'no masks'
+    masked = any(m is not None for _,m in items)
+    rule,shapes = _rule_name(truth_of) if masked else 'no masks',dict(images=(3,*size), **(dict(truth=size) if masked else {}))
     key = rule and files_key([o for it in items for o in it], 'pictures', size, resize, rule, names, exif, progress=progress)
-    got = key and load_cached(key)
+    def rows(notes): return _decode_rows(items, names, notes, progress, size, resize, truth_of, exif)
+    got,notes,n = key and load_cached(key),{},len(items)
     new = not got
-    if new: got = _decode_all(items, names, size, resize, truth_of, exif, progress)
-    _report_bad(got[1]['bad'], len(items), skip_bad)
-    if new and key: save_cached(key, *got)
+    if new: got = key and save_cached(key, notes, shapes, rows(notes), n) or (_in_memory(shapes, rows(notes), n), notes)
+    try: _report_bad(got[1]['bad'], n, skip_bad)
+    except RedoError:
+        if new and key: drop_cached(key)
+        raise
     return Pictures(got[0]['images'], got[0].get('truth'), got[1]['names'])

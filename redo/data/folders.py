@@ -98,12 +98,10 @@ def mask_values(
         try: return np.bincount(read_mask(path).reshape(-1), minlength=256) > 0
         except RedoError: return np.zeros(256, bool)
     key = files_key(paths, 'mask values', progress=progress)
-    got = load_cached(key)
-    if not got:
-        there = np.any([np.zeros(256, bool), *parallel_map(one, paths, progress, 'looking at masks')], 0)
-        got = dict(there=torch.from_numpy(there.astype(np.uint8))),None
-        save_cached(key, *got)
-    return got[0]['there'].nonzero()[:,0].tolist()
+    if got := load_cached(key): return got[1]
+    res = np.any([np.zeros(256, bool), *parallel_map(one, paths, progress, 'looking at masks')], 0).nonzero()[0].tolist()
+    save_cached(key, res)
+    return res
 
 # %% ../../nbs/02a_data.folders.ipynb #25a88d8e
 def is_classes(
@@ -198,7 +196,7 @@ def pictures(self:FolderSource,
     rule = self.rule or (partial(folder_truth, classes=self.classes) if scored else folder_truth)
     items = [(self.files[o],m) for o,m in zip(names, masks)]
     res = decode_files(items, size, resize, rule, names, skip_bad=self.skip_bad, progress=self.progress)
-    if res.truth is not None and (res.truth == 255).all():
+    if res.truth is not None and all((o == 255).all() for o in res.truth.split(256)):
         warnings.warn(one_line(f"no pixel of '{split}' in {self.path} counts in scores: all that its masks say is unknown "
                                "(128, or 255 among class indices); check them"))
     return res

@@ -6,7 +6,7 @@ Docs: https://redo-segmentation.github.io/redo/data.photos.html.md"""
 
 # %% auto #0
 __all__ = ['LAYOUTS', 'FOLDER_NAMES', 'DOWNLOADS', 'SPLIT_LISTS', 'find_root', 'PhotoSource', 'flowers_mask', 'first_channel',
-           'cub_mask', 'lfw_mask', 'MixedSource', 'md5_of', 'fetch']
+           'cub_mask', 'lfw_mask', 'join_pictures', 'MixedSource', 'md5_of', 'fetch']
 
 # %% ../../nbs/04_data.photos.ipynb #60811b44
 import hashlib, json, os, shutil, tarfile
@@ -22,7 +22,8 @@ from PIL import Image
 from scipy.io import loadmat
 from ..core import RedoError, shared_path
 from ..files import *
-from .core import Pictures, Source, decode_files, get_source, one_line, read_image, register_source
+from .core import Pictures, Source, decode_files, files_key, get_source, known_hash, load_cached
+from .core import one_line, read_image, register_source, save_cached
 
 # %% ../../nbs/04_data.photos.ipynb #8f8cd139
 LAYOUTS = dict(
@@ -149,6 +150,25 @@ def _lfw(spec, root, seed):
         return name, root/'lfw_funneled'/person/f'{name}.jpg', mask
     return PhotoSource('lfw', {s: [row(s,*o) for o in _read_table(root/f, 2)] for s,f in lists.items()}, lfw_mask)
 
+# %% ../../nbs/04_data.photos.ipynb #be52a7d0
+def join_pictures(
+    parts:list, # `Pictures` of one size
+    names:list, # Names of all of them
+    truth:bool # With truth? Parts that have none get 255
+)->Pictures:
+    "Pictures of several sets one after the other; mapped where they are all mapped, else in memory"
+    none = torch.tensor(255, dtype=torch.uint8)
+    truths = [none.expand(o.images[:,0].shape) if o.truth is None else o.truth for o in parts] if truth else []
+    def rows():
+        for i,o in enumerate(parts): yield from zip(o.images.numpy(), *[t.numpy() for t in truths[i:i+1]])
+    hashes = [known_hash(x) for o in parts for x in (o.images, *([] if not truth or o.truth is None else [o.truth]))]
+    if all(hashes):
+        key,shapes = files_key([], 'joined', truth, [o.truth is None for o in parts], hashes),{'images': parts[0].images.shape[1:]}
+        if truth: shapes['truth'] = shapes['images'][1:]
+        got = load_cached(key) or save_cached(key, None, shapes, rows(), len(names))
+        if got: return Pictures(got[0]['images'], got[0].get('truth'), names)
+    return Pictures(torch.cat([o.images for o in parts]), torch.cat(truths) if truth else None, names)
+
 # %% ../../nbs/04_data.photos.ipynb #076a92cb
 class MixedSource(Source):
     "Pictures of several sets as one"
@@ -173,10 +193,9 @@ class MixedSource(Source):
 
     def pictures(self, split, size, resize='antialias'):
         "A split of all sets, one after the other"
-        parts,truth = self.part_pictures(split, size, resize),None
-        if self.n_classes and any(p.truth is not None for _,p in parts):
-            truth = torch.cat([torch.full_like(p.images[:,0], 255) if p.truth is None else p.truth for _,p in parts])
-        return Pictures(torch.cat([p.images for _,p in parts]), truth, [f'{name}/{o}' for name,p in parts for o in p.names])
+        parts = self.part_pictures(split, size, resize)
+        truth = bool(self.n_classes) and any(p.truth is not None for _,p in parts)
+        return join_pictures([p for _,p in parts], [f'{name}/{o}' for name,p in parts for o in p.names], truth)
 
 # %% ../../nbs/04_data.photos.ipynb #fe563bfd
 @register_source('+')
