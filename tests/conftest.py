@@ -1,5 +1,6 @@
 "Tests leave nothing behind and keep to one core per worker"
-import os
+import json, os, re
+from collections import Counter
 from pathlib import Path
 
 root = Path(__file__).resolve().parents[1]
@@ -14,10 +15,22 @@ from nbdev.doclinks import nbglob
 def pytest_addoption(parser):
     parser.addoption('--flags', default='', help="Cells to run that are otherwise skipped, as in --flags 'slow cuda'")
 
+def notebook_id(o): return o.relative_to(root/'nbs').with_suffix('').as_posix()
+
 def pytest_generate_tests(metafunc):
     if 'notebook' in metafunc.fixturenames:
         nbs = sorted(nbglob(root/'nbs', as_path=True))
-        metafunc.parametrize('notebook', nbs, ids=[o.relative_to(root/'nbs').with_suffix('').as_posix() for o in nbs])
+        if metafunc.function.__name__ == 'test_complete': nbs = [o for o in nbs if re.search(r'shared_path\(|skipped: ', o.read_text(encoding='utf-8'))]
+        metafunc.parametrize('notebook', nbs, ids=[notebook_id(o) for o in nbs])
+
+def pytest_terminal_summary(terminalreporter, config):
+    "What the notebooks that ran have left out"
+    of = lambda kind,test: {m[1]: o for o in terminalreporter.stats.get(kind, []) if (m := re.search(rf'test_notebooks.py::{test}\[(.+)\]', o.nodeid))}
+    ran,short = {**of('passed', 'test_runs'), **of('failed', 'test_runs')},of('skipped', 'test_complete')
+    cells = [''.join(c['source']) for o in ran for c in json.loads((root/'nbs'/f'{o}.ipynb').read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code']
+    n = Counter(o for c in cells for o in re.findall(r'^#\|\s*(slow|cuda)\b', c, re.M) if o not in config.getoption('--flags').split())
+    for name,o in short.items(): terminalreporter.write_line(f"Left out in {name}: {o.longrepr[2].removeprefix('Skipped: ')}")
+    if n: terminalreporter.write_line(f"Cells left out: {', '.join(f'{v} flagged {k}' for k,v in sorted(n.items()))}; --flags {min(n) if len(n) == 1 else repr(' '.join(sorted(n)))} runs them")
 
 @pytest.fixture(autouse=True)
 def tidy(tmp_path, monkeypatch):
