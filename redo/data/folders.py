@@ -132,7 +132,8 @@ class FolderSource(Source):
         if not os.path.isdir(self.path): raise RedoError(one_line(f'there is no folder {self.path}: check the path'))
         self.base,mask_base = self.path/'images',self.path/masks
         if not self.base.is_dir(): self.base = self.path
-        self.files = self._named([f for f in picture_files(self.base) if mask_base not in f.parents], self.base)
+        inside = f'{mask_base}{os.sep}'
+        self.files = self._named([f for f in picture_files(self.base) if not str(f).startswith(inside)], self.base)
         if not self.files: raise RedoError(one_line(f"{self.base} holds no pictures ({' '.join(PICTURES)}): check the path"))
         self.masks = self._named(picture_files(mask_base), mask_base)
         lost = sorted(set(self.masks)-set(self.files))
@@ -147,8 +148,9 @@ class FolderSource(Source):
         "Files by their names below `base`, without ending where that is unique"
         res = {}
         for f in files:
-            name = f.relative_to(base).with_suffix('').as_posix()
-            res[f.relative_to(base).as_posix() if name in res else name] = f
+            full = f.relative_to(base).as_posix()
+            name = full[:-len(f.suffix)]
+            res[full if name in res else name] = f
         return res
 
     @cached_property
