@@ -140,4 +140,5 @@ def brief(
     value # Anything
 )->str: # On one line, of at most some hundred characters
     "A value as text for a message"
-    return ' '.join(_brief.repr(value).split())
+    try: return ' '.join(_brief.repr(value).split())
+    except ValueError: return f'{type(value).__name__} of absurd size' # Python writes no number of more than 4300 digits
