@@ -172,8 +172,8 @@ def run_record(
 )->dict: # 'config', the entries of `run_place`, and 'resumed' and 'commits' where it was taken up again
     "What a summary says of the making of a run"
     again = cfg.get('resumed', [])
-    start = cfg.get('start') or dict.fromkeys(again[0])
-    commits = list(dict.fromkeys(o.get('commit', start['commit']) for o in (start,*again)))
+    start = cfg.get('start') or dict.fromkeys(('commit','date',*again[0]))
+    commits = list(dict.fromkeys(o.get('commit', start.get('commit')) for o in (start,*again)))
     config = {k: cfg[k] for k in ('spec','model','size','n_regions','seed','recipe','init') if k in cfg} | dict(test=test, **cfg.get('told', {}))
     return dict(config=config, **start, **({'resumed': again} if again else {}), **({'commits': commits} if len(commits) > 1 else {}))
 
