@@ -77,7 +77,6 @@ class ReDO(Decomposer):
         if reg_region is not None and not 0 <= reg_region < n_regions: raise RedoError(f'reg_region={reg_region}: the regions are 0 to {n_regions-1}')
         if judge not in ('composites','first','whole','mixed'): raise RedoError(f"judge='{judge}': use composites, first, whole or mixed")
         if judge != 'composites' and (redraws or shift): raise RedoError(f"judge='{judge}' leaves no choice of regions: use it with redraws=0 and shift=0")
-        if redraws not in (0,1): raise RedoError(f'redraws={redraws}: use 1 (one region of each picture) or 0 (all)')
         for k,v in self.config.items(): setattr(self, k, v)
         self.build()
 
