@@ -52,6 +52,7 @@ def run_command(
     for o in (sys.stdout,sys.stderr): getattr(o, 'reconfigure', dict)(errors='backslashreplace') # file names may be of any bytes
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='.*torch.jit.script')
+        warnings.simplefilter('ignore', DeprecationWarning) # between libraries
         warnings.showwarning = lambda message,*args,**kw: say(message)
         try: res = func(*pos, **kwargs)
         except KeyboardInterrupt as e: say(str(e) or 'stopped'); return 130
@@ -415,7 +416,7 @@ def _again(id, results, folder, devices, root, progress, others):
     return {**res, 'failed': [] if df.same.all() else [dict(error=f"{(~df.same).sum()} of {len(df)} are not the same to the last bit; different besides: {why}")]}
 
 # %% ../nbs/43_cli.ipynb #6340c1fb
-@command(['redo-teach flowers17 --out taught', 'redo-teach flowers17 --out taught --install', 'redo-teach my_pictures/ --out taught --teacher iem --steps 300'])
+@command(['redo-teach flowers17 --out taught', 'redo-teach flowers17 --out taught --install', 'redo-teach my_pictures/ --out taught --teacher iem --steps 300'], lines=True)
 def redo_teach(
     spec:str, # Data set, as flowers17, or a folder of pictures
     out:str=None, # Folder of the run (default: a new one, redo-SPEC-N)

@@ -310,18 +310,18 @@ def distil(
     trust:float=.7, # Leave pictures out whose refined mask overlaps less (IoU) with the pupil's own
     each:callable=None, # Called after every round with round and pupil
     device='cpu', # Device of the pupils
-    progress:bool=True, # Show progress bars?
+    progress=True, # Show progress bars? 'lines': only a line a round, as for a log file
     **kwargs # Further arguments of `teach`
 )->ReDO: # The last pupil
     "Rounds of teaching: every pupil but the first learns from the refined masks of the one before"
     for r in range(rounds):
         keep = enough(masks, kwargs.get('bs', 16), f'of the pupil of round {r} ' if r else '')
         if progress: print(f'round {r+1} of {rounds}: {int(keep.sum())} of {len(keep)} masks are plausible')
-        try: model = teach(pupil(size, nf_mask, n_res, seed+1000*r, ema).to(device), images[keep], masks[keep], seed=seed+1000*r, progress=progress, **kwargs)
+        try: model = teach(pupil(size, nf_mask, n_res, seed+1000*r, ema).to(device), images[keep], masks[keep], seed=seed+1000*r, progress=progress is True, **kwargs)
         except LessonStopped as e: raise LessonStopped(f'{e} of round {r+1} of {rounds}', e.model) from None
         if each: each(r, model)
         if r+1 == rounds: break
-        masks = refined_objects(model, images, refine_by, progress=progress)
+        masks = refined_objects(model, images, refine_by, progress=progress is True)
         masks[overlap(masks, object_masks(model, images)) < trust] = torch.nan
     return model
 
@@ -426,7 +426,7 @@ def teach_run(
     root:Path=None, # Folder that holds the data sets
     device=None, # Device of the network; the best at hand where None
     test:bool=True, # Score the test set?
-    progress:bool=True, # Show progress bars?
+    progress=True, # Show progress bars? 'lines': only a line a round, as for a log file
     agree:bool=False, # Learn only from pixels on which all teachers agree?
     ready:callable=None, # Called once everything has been checked, before any work
     **kwargs # Further arguments of `distil` and `teach`
@@ -435,10 +435,10 @@ def teach_run(
     s = dict(spec=str(spec), size=size, net_size=net_size, teacher=teacher, rounds=rounds, steps=steps, seed=seed, agree=agree, **kwargs)
     check_settings(s)
     src,dev,begin = get_source(parse_spec(spec), root),pick_device(device),time.perf_counter()
-    src.progress = progress
+    src.progress = progress is True
     with teach_folder(out, s) as out:
         if ready: ready()
-        images,masks,held = lesson_data(src, s, test, progress)
+        images,masks,held = lesson_data(src, s, test, progress is True)
         s.update(n_images=len(images), kept=int(plausible(masks).sum()), device=str(dev), rounds_iou_set=[], scores={}, versions=versions())
         taught = time.perf_counter()
         def write(net, **more):

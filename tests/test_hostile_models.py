@@ -183,8 +183,9 @@ def test_teachers_and_settings(here, shell, monkeypatch):
     one_line(shell(redo_teach, 'single', '--out', 'new', *lesson), 'masks are plausible')
     monkeypatch.setattr('redo.teach.teacher_masks', lambda *args: 1/0)
     for a in (('--teacher','grabcut:.6'), ('--teacher','grabcut:nan'), ('--teacher','iem:-1'), ('--rounds',0), ('--steps',0), ('--lr','nan'), ('--bs',0), ('--size',4), ('--size',10**6), ('--net-size',100),
-              ('--seed',2**64), ('--nf-mask',0), ('--n-res',99), ('--refine','crf'), ('--out','')):
+              ('--seed',2**64), ('--nf-mask',0), ('--n-res',99), ('--refine','crf')):
         one_line(shell(redo_teach, 'black', '--out', 'new', *lesson, *a))
+    assert shell(redo_teach, 'black', *lesson, '--out', '') == (2, '', 'redo-teach: --out is empty: give a value, or leave it out\n')
     assert not Path('new').exists()
 
 def test_folders_of_others(here, shell, monkeypatch):
