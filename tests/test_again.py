@@ -35,7 +35,7 @@ def again(tmp_path, monkeypatch, capsys):
 
 def test_again(tmp_path, monkeypatch, again):
     "A run of a command, made again in another process from its line alone, after the recipe of that name has changed"
-    import redo.learner
+    import redo.train.learner
     pictures(tmp_path/'pics')
     argv = ['pics', *options, '--out', tmp_path/'a run', '--results', 'results/my.jsonl', '--root', '/some/data']
     env = dict(os.environ, PYTHONPATH=str(Path(redo.__file__).parents[1]), PYTHONWARNINGS='ignore')
@@ -49,7 +49,7 @@ def test_again(tmp_path, monkeypatch, again):
     assert line['config']['recipe'] == json.loads((tmp_path/'a run/summary.json').read_text())['recipe'] and line['config']['recipe']['steps'] == 4
     losses = (tmp_path/'a run/losses.csv').read_text().splitlines()
     assert {k: float(v) for k,v in zip(losses[0].split(','), losses[-1].split(','))} == line['losses']
-    monkeypatch.setitem(redo.learner.recipes, 'robust', replace(redo.learner.recipes['robust'], w_z=7., lr_mask=.5, flip=True))
+    monkeypatch.setitem(redo.train.learner.recipes, 'robust', replace(redo.train.learner.recipes['robust'], w_z=7., lr_mask=.5, flip=True))
     rc,said,err = again(line['id'][:7])
     assert (rc, err) == (0, '') and 'are the same to the last bit' in said, said
     one,two = tmp_path/'a run',tmp_path/'runs/again'/f"{line['id']}-1"
@@ -60,7 +60,7 @@ def test_again(tmp_path, monkeypatch, again):
 
 def test_what_differs(tmp_path, again, monkeypatch):
     "Other pictures, and another line: the scores that differ, and what was different"
-    from redo.experiment import train_run
+    from redo.study.run import train_run
     monkeypatch.setattr(sys, 'argv', ['pytest']) # no command of ours
     pictures(tmp_path/'pics')
     train_run('pics', 'run', size=32, steps=2, bs=2, nf=4, nf_mask=4, nf_disc=4, device='cpu', progress=False, previews=False, test=False, results='results/a.jsonl')
@@ -76,7 +76,7 @@ def test_what_differs(tmp_path, again, monkeypatch):
 
 def test_old_lines(tmp_path, again):
     "Lines of earlier versions load, and are refused in one line that says why"
-    from redo.results import json_lines, load_results
+    from redo.study.results import json_lines, load_results
     results = Path(__file__).resolve().parents[1]/'results'
     for f in sorted(results.glob('*.jsonl')):
         rows,bad = json_lines(f)

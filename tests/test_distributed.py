@@ -6,7 +6,7 @@ import pytest
 # Adam makes full steps of gradients that are nothing but rounding, so the learning rates are small
 slow = dict(lr_mask=1e-5, lr_gen=1e-5, lr_latent=1e-5, lr_disc=1e-5)
 cases = dict(paper=dict(recipe='paper', **slow), robust=dict(recipe='robust', nf_mask=8, nf_disc=8, collapse=0., bf16=False, w_area=1., min_area=.45, w_binary=1., ema=.9, **slow),
-    options=dict(recipe='fast', bf16=False, adversarial='relativistic', r1=1., r1_every=2, colour=1., redraws=1, shift=.125, reg="concrete_pdf", w_area=1., min_area=.4175, **slow),
+    options=dict(recipe='fast', bf16=False, adversarial='relativistic', r1=1., r1_every=2, color=1., redraws=1, shift=.125, reg="concrete_pdf", w_area=1., min_area=.4175, **slow),
     pairs=dict(recipe='paper', adversarial='relativistic', **slow),
     collapse=dict(recipe='paper', w_z=0., collapse=.9, restarts=1, **slow))
 argv = 'digits --steps 4 --set nf=4,bf16=false,lr_mask=1e-5,lr_gen=1e-5,lr_latent=1e-5,lr_disc=1e-5 --device cpu --no-previews --no-progress'.split()
@@ -15,7 +15,7 @@ def learner(out, name, **kw):
     "A tiny learner of one case"
     import redo.data.toy
     from redo.data.loaders import redo_dataloaders
-    from redo.learner import redo_learner
+    from redo.train.learner import redo_learner
     dls = redo_dataloaders('digits', bs=4, device='cpu', flip=True, crop=1.125, progress=False)
     return redo_learner(dls, nf=8, bs=4, checkpoint=out/f'{name}.pth', **cases[name], **kw)
 
@@ -30,8 +30,8 @@ def train(out):
     import torch
     from fastai.data.core import DataLoaders
     from redo.data.toy import digits_arrays
-    from redo.learner import redo_learner
-    from redo.train import StepBudget
+    from redo.train.learner import redo_learner
+    from redo.train.phases import StepBudget
     res = {}
     for name in cases:
         bare(learn := learner(out, name)).fit_steps(6, every=3)

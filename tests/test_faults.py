@@ -10,7 +10,7 @@ options = '--size 32 --steps 40 --bs 2 --set nf=4,nf_mask=4,nf_disc=4,collapse=0
 
 nursery = '''
 import json, os, sys
-import redo.experiment
+import redo.study.run
 from redo.cli import redo_train, run_command
 for line in sys.stdin:
     argv,log = json.loads(line)
@@ -92,7 +92,7 @@ def half_written(out, name=''): return [o for o in out.rglob('.*') if re.fullmat
 def good_checkpoint(f):
     "Steps in a checkpoint, after reading it and looking at every number"
     import torch
-    from redo.resume import check_finite
+    from redo.train.resume import check_finite
     from redo.weights import safe_load
     state = safe_load(f)
     check_finite(state)
@@ -173,7 +173,7 @@ def test_kill_9(train, whole, tmp_path):
 disk = '''
 import json, os, resource, subprocess, sys, time
 from pathlib import Path
-import redo.experiment
+import redo.study.run
 from redo.cli import redo_train, run_command
 own,d,options = sys.argv[1] == 'own',Path(sys.argv[2]),sys.argv[3:]
 d.mkdir()
@@ -263,7 +263,7 @@ def test_vanished_data(train, tmp_path):
 @pytest.mark.parametrize('what,every', [('picture',1), ('picture',25), ('weight',25), ('moment',25), ('logged loss',25)])
 def test_nan(what, every, tmp_path, monkeypatch, capsys):
     "NaN in step 15 of 40: one line that says where, and the last checkpoint, which is free of it; losses looked at every step, or every 25 as on an accelerator"
-    import torch, redo.experiment, redo.learner
+    import torch, redo.study.run, redo.train.learner
     from fastai.callback.core import Callback
     from redo.cli import redo_train, run_command
     class Poison(Callback):
@@ -278,10 +278,10 @@ def test_nan(what, every, tmp_path, monkeypatch, capsys):
         def after_batch(self):
             if self.training and self.model.step == 16 and what == 'logged loss': self.learn.phase_losses['disc_real'] = torch.tensor(math.inf)
     def learner(*args, **kwargs):
-        learn = redo.learner.redo_learner(*args, **kwargs)
+        learn = redo.train.learner.redo_learner(*args, **kwargs)
         learn.loss_history.check_every = every
         return learn.add_cbs([Poison(), Spoil()])
-    monkeypatch.setattr(redo.experiment, 'redo_learner', learner)
+    monkeypatch.setattr(redo.study.run, 'redo_learner', learner)
     argv = ['digits', *options, '--no-previews', '--out', str(tmp_path/'run')]
     rc,said = run_command(redo_train.__wrapped__, argv),capsys.readouterr().err
     assert rc == 1 and re.fullmatch(r'redo-train: [^\n]+\n', said), said

@@ -6,8 +6,8 @@ import redo.data.toy
 from redo.cli import redo_benchmark, redo_experiment, redo_train, run_command
 from redo.data.core import get_source
 from redo.files import folder_lock
-from redo.model import ReDO
-from redo.results import load_results
+from redo.models.redo import ReDO
+from redo.study.results import load_results
 
 tiny = '--size 32 --steps 8 --bs 2 --set nf=4,nf_mask=4,nf_disc=4,collapse=0 --device cpu --no-progress'.split()
 

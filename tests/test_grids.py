@@ -48,7 +48,7 @@ def test_terminated(tmp_path, monkeypatch, jobs):
     "A background job of a script, where Ctrl-C is ignored, ends on SIGTERM, and goes on to the same figures; meanwhile no other process runs the grid"
     import torch
     from redo.core import RedoError
-    from redo.runner import run_experiment
+    from redo.study.runner import run_experiment
     torch.set_num_threads(1)
     (tmp_path/'my.yml').write_text(text), pictures(tmp_path/'pics')
     env = dict(os.environ, PYTHONPATH=os.getcwd(), PYTHONWARNINGS='ignore')
@@ -91,7 +91,7 @@ def handlers():
 @pytest.mark.parametrize('do', [signal.SIG_IGN, signal.SIG_DFL, signal.default_int_handler])
 def test_sigterm(handlers, do):
     "SIGTERM stops whatever Ctrl-C does outside"
-    from redo.grid import sigterm_as_ctrl_c
+    from redo.study.grid import sigterm_as_ctrl_c
     signal.signal(signal.SIGINT, do)
     was = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt), sigterm_as_ctrl_c(): signal.raise_signal(signal.SIGTERM)
@@ -100,8 +100,8 @@ def test_sigterm(handlers, do):
 def test_sigterm_in_training(handlers, tmp_path):
     "In training, SIGTERM ends after the step, with a checkpoint; a run that failed leaves nothing of this behind"
     from fastai.basics import Callback
-    from redo.experiment import last_checkpoint
-    from redo.grid import Run, run_one
+    from redo.study.run import last_checkpoint
+    from redo.study.grid import Run, run_one
     class At(Callback):
         def __init__(self, do): self.do = do
         def before_batch(self):
@@ -117,7 +117,7 @@ def test_sigterm_in_training(handlers, tmp_path):
 @pytest.mark.skipif(not shutil.which('git'), reason='needs git')
 def test_hostile_folder(tmp_path, monkeypatch):
     "The repository one works in runs nothing, and is not taken for that of the code"
-    from redo.results import git_version
+    from redo.study.results import git_version
     script,ran,repo = tmp_path/'run.sh',tmp_path/'ran',tmp_path/'repo'
     script.write_text(f'#!/bin/sh\ntouch {ran}\n'), script.chmod(0o755)
     git = lambda *a: subprocess.run(['git','-c','user.name=a','-c','user.email=a@b.c','-C',repo,*a], check=True, capture_output=True, text=True).stdout.strip()

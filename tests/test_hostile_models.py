@@ -5,7 +5,7 @@ import pytest, torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from redo.cli import redo_evaluate, redo_export, redo_redraw, redo_segment, redo_teach, redo_train, run_command
-from redo.model import ReDO
+from redo.models.redo import ReDO
 from redo.weights import packaged_models
 
 @pytest.fixture(autouse=True)
@@ -78,7 +78,7 @@ def test_nothing_of_the_asked_size_is_allocated(here):
     code = '''
 import resource, sys
 from redo.core import RedoError
-from redo.segment import load_model
+from redo.use.segment import load_model
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try: load_model('ck.pth', 'cpu')
 except RedoError as e: print(e)
@@ -156,7 +156,7 @@ def test_one_failure_costs_no_other(here, shell):
     assert Path('segmented/regions.json').read_bytes() == before
 
 def test_few_pixels_at_a_time(here, shell, monkeypatch):
-    import redo.segment as seg
+    import redo.use.segment as seg
     for i in range(12): Image.effect_noise((100,100), 60).convert('RGB').save(f'pics/many{i}.png')
     assert shell(redo_segment, 'pics', '--model', 'good', '--out', 'all')[0] == 0
     alive,most,real = weakref.WeakValueDictionary(),[0],seg.to_picture
@@ -181,7 +181,7 @@ def test_teachers_and_settings(here, shell, monkeypatch):
     Image.effect_noise((32,32), 60).convert('RGB').save('single/0.png')
     for t in ('grabcut','kmeans'): one_line(shell(redo_teach, 'black', '--out', 'new', *lesson, '--teacher', t), '0 of 7 masks are plausible', 'another teacher')
     one_line(shell(redo_teach, 'single', '--out', 'new', *lesson), 'masks are plausible')
-    monkeypatch.setattr('redo.teach.teacher_masks', lambda *args: 1/0)
+    monkeypatch.setattr('redo.study.teach.teacher_masks', lambda *args: 1/0)
     for a in (('--teacher','grabcut:.6'), ('--teacher','grabcut:nan'), ('--teacher','iem:-1'), ('--rounds',0), ('--steps',0), ('--lr','nan'), ('--bs',0), ('--size',4), ('--size',10**6), ('--net-size',100),
               ('--seed',2**64), ('--nf-mask',0), ('--n-res',99), ('--refine','crf')):
         one_line(shell(redo_teach, 'black', '--out', 'new', *lesson, *a))
@@ -189,7 +189,7 @@ def test_teachers_and_settings(here, shell, monkeypatch):
     assert not Path('new').exists()
 
 def test_folders_of_others(here, shell, monkeypatch):
-    monkeypatch.setattr('redo.teach.teacher_masks', lambda *args: 1/0) # before any work
+    monkeypatch.setattr('redo.study.teach.teacher_masks', lambda *args: 1/0) # before any work
     assert shell(redo_train, 'digits', '--out', 'trained', '--steps', 1, '--bs', 2, '--set', 'nf=4,nf_mask=4,nf_disc=4', '--device', 'cpu')[0] == 0
     os.unlink('trained/summary.json')
     before = {f: f.read_bytes() for f in Path('trained').rglob('*') if f.is_file()}

@@ -6,12 +6,12 @@ from torch import nn
 from redo.cli import redo_evaluate, redo_experiment, redo_redraw, redo_segment, redo_train, run_command
 from redo.core import MODELS, Decomposer, Decomposition, RedoError, register_model
 from redo.data.loaders import redo_dataloaders
-from redo.learner import redo_learner
-from redo.segment import load_model
+from redo.train.learner import redo_learner
+from redo.use.segment import load_model
 
 @pytest.fixture(autouse=True)
 def slots():
-    "A model of three slots of one colour each, trained by reconstruction; its third slot may stay empty"
+    "A model of three slots of one color each, trained by reconstruction; its third slot may stay empty"
     @register_model('slots')
     class Slots(Decomposer):
         def __init__(self, size=32, n_regions=3, sharp:float=8., seed:int=0):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 root = Path(__file__).resolve().parents[1]
 few_steps = '''
-from redo.learner import RegionLearner
+from redo.train.learner import RegionLearner
 whole = RegionLearner.fit_steps
 RegionLearner.fit_steps = lambda self, n=None, **kwargs: whole(self, n or 2, **kwargs) # all else is as it stands
 '''
