@@ -18,6 +18,7 @@ from .weights import *
 from .data.core import *
 from .data.folders import *
 from .data.loaders import *
+from .data.augment import *
 from .data.toy import *
 from .data.photos import *
 from .nets.layers import *
