@@ -29,7 +29,7 @@ from fastai.vision.learner import show_results # registers how pictures and mask
 from fasttransform import DisplayedTransform
 from ..core import RedoError, pick_device, step_generator
 from ..files import regular_file
-from ..ranks import mine
+from ..ranks import rank_share
 from .core import Pictures, Source, Spec, parse_spec, get_source, as_size, fit_image, to_rgb, read_image
 from .core import known_hash, note_hash, parallel_map, tensor_hash
 from .folders import picture_files
@@ -209,7 +209,7 @@ def train_batch(self:MemoryDL,
     images,(h,w) = self.dataset.images,self.size
     idx = torch.stack([self.indices(o, step) for o in (('pictures','reals') if self.reals else ('pictures',))])
     (H,W),g = images.shape[-2:],step_generator(self.seed, 'augment', step)
-    own = lambda o: mine(o, 1).flatten().to(images.device, non_blocking=True)
+    own = lambda o: rank_share(o, 1).flatten().to(images.device, non_blocking=True)
     if not self.flip and (H,W) == (h,w): res = images[own(idx)]
     else:
         top,left = (own(torch.randint(o+1, idx.shape, generator=g)) for o in (H-h,W-w))

@@ -116,12 +116,12 @@ class PhaseCallback(Callback):
         if any(isinstance(o, GradientAccumulation) for o in self.learn.cbs): raise RedoError('GradientAccumulation cannot work with alternating phases: use a larger batch instead')
         groups = self.net.groups()
         self.idle = {p: [q for g in groups if g not in self.net.trains.get(p, groups) for q in groups[g]] for p in self.net.phases}
-        self.net.shard = rank(),n_ranks()
+        self.net.shard = rank_id(),n_ranks()
         same_weights(self.net)
     def before_train(self):
         if hasattr(self.dls.train, 'step'): self.dls.train.step = self.net.step
     def before_batch(self):
-        if not getattr(self.dls.train, 'shares', False): self.learn.xb = tuple(my_share(o) for o in self.xb)
+        if not getattr(self.dls.train, 'shares', False): self.learn.xb = tuple(batch_share(o) for o in self.xb)
         self.learn.yb,self.learn.phase_losses = self.xb,{}
         self.todo = self.net.due(self.net.step)
         if not self.todo: raise CancelBatchException()
