@@ -54,6 +54,7 @@ def is_leftover(
     m = re.fullmatch(r'\.(.+)-[a-z0-9_]{8}(\.\w+)', name)
     return bool(m) and any(re.fullmatch(o, m[1]+m[2]) for o in names)
 
+# %% ../nbs/02_files.ipynb #707d483c
 def check_folder(
     folder, # Folder to write to; it may not exist yet
     mark:str='run.json', # File by which we know our own
@@ -66,9 +67,11 @@ def check_folder(
         others = sorted(o for o in os.listdir(folder) if o != LOCK and not is_leftover(o, names))
         if (folder/mark).is_file(): return folder
     except FileNotFoundError: return folder
-    except (OSError, ValueError) as e: raise RedoError(f'cannot use {folder} as a folder: {getattr(e, "strerror", None) or e}; choose another one') from None
-    if others: raise RedoError(f"{folder} is not empty and not ours: it holds '{others[0]}'{f' and {len(others)-1} more' if others[1:] else ''} but no {mark}; choose another folder")
-    return folder
+    except (OSError, ValueError) as e:
+        raise RedoError(f'cannot use {folder} as a folder: {getattr(e, "strerror", None) or e}; choose another one') from None
+    if not others: return folder
+    what = f"'{others[0]}'" + (f' and {len(others)-1} more' if others[1:] else '')
+    raise RedoError(f'{folder} is not empty and not ours: it holds {what} but no {mark}; choose another folder')
 
 # %% ../nbs/02_files.ipynb #684a5ab7
 def remove_leftovers(
@@ -93,7 +96,9 @@ def folder_lock(
         lock = FileLock(Path(folder)/LOCK, timeout=0, thread_local=False)
         lock.acquire()
     except Timeout: raise RedoError(f'{folder} is in use by another process: wait until that has ended, or choose another folder') from None
-    except NotImplementedError: lock = None; warnings.warn(f'{folder} is on a file system without locks: do not start two runs there')
+    except NotImplementedError:
+        lock = None
+        warnings.warn(f'{folder} is on a file system without locks: do not start two runs there')
     except OSError as e: raise RedoError(f'cannot write {folder}: {e.strerror or e}; free some space or choose another folder') from None
     try: yield
     finally:
@@ -112,29 +117,36 @@ def regular_file(
         why = 'it is a folder' if stat.S_ISDIR(mode) else 'it is a pipe, a socket or a device'
     raise RedoError(f'cannot read {path}: {why}; give an ordinary file')
 
+# %% ../nbs/02_files.ipynb #89fdd2af
 def read_text(
     path, # Name of a file
     most:int=2**26 # Largest size in bytes
 )->str:
     "Text of an ordinary UTF-8 file of sensible size"
     size = regular_file(path).stat().st_size
-    if size > most: raise RedoError(f'cannot read {path}: it has {size:,} bytes, which is too much for what it should be; give another file')
+    if size > most:
+        raise RedoError(f'cannot read {path}: it has {size:,} bytes, which is too much for what it should be; give another file')
     try: return Path(path).read_text(encoding='utf-8')
-    except (OSError, UnicodeDecodeError) as e: raise RedoError(f'cannot read {path}: {getattr(e, "strerror", None) or "it is no UTF-8 text"}; mend it, or give another file') from None
+    except (OSError, UnicodeDecodeError) as e: why = getattr(e, 'strerror', None) or 'it is no UTF-8 text'
+    raise RedoError(f'cannot read {path}: {why}; mend it, or give another file')
 
+# %% ../nbs/02_files.ipynb #de90149e
 def read_json(
     path, # Name of a file
     kind:type=dict # What it should hold
-):
+): # A value of that type
     "Value in a JSON file; a `RedoError` where it is damaged or of another kind"
     try: res = json.loads(read_text(path))
-    except (ValueError, RecursionError) as e: raise RedoError(f'cannot read {path}: it is no JSON ({type(e).__name__}); it is damaged, use another one') from None
-    if not isinstance(res, kind): raise RedoError(f'cannot read {path}: it holds a {type(res).__name__} where a {kind.__name__} should be; it is damaged, use another one')
-    return res
+    except (ValueError, RecursionError) as e:
+        raise RedoError(f'cannot read {path}: it is no JSON ({type(e).__name__}); it is damaged, use another one') from None
+    if isinstance(res, kind): return res
+    found,want = type(res).__name__,kind.__name__
+    raise RedoError(f'cannot read {path}: it holds a {found} where a {want} should be; it is damaged, use another one')
 
 # %% ../nbs/02_files.ipynb #d2129abe
 _brief = reprlib.Repr()
-_brief.maxlevel,_brief.maxdict,_brief.maxlist,_brief.maxtuple,_brief.maxset,_brief.maxstring,_brief.maxother,_brief.maxlong = 2,4,4,4,4,80,80,40
+_brief.maxlevel,_brief.maxstring,_brief.maxother,_brief.maxlong = 2,80,80,40
+_brief.maxdict = _brief.maxlist = _brief.maxtuple = _brief.maxset = 4
 
 def brief(
     value # Anything

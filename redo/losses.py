@@ -7,7 +7,7 @@ Docs: https://redo-segmentation.github.io/redo/losses.html.md"""
 # %% auto #0
 __all__ = ['adversarial_losses', 'mask_regularizers', 'disc_hinge', 'gen_adversarial', 'disc_relativistic', 'gen_relativistic',
            'disc_bce', 'gen_bce', 'r1_penalty', 'jitter_colors', 'shift_images', 'conservation', 'area_hinge',
-           'binarisation', 'elementwise_mse', 'mean_mse', 'rectified_mean_mse', 'concrete_density', 'concrete_pdf']
+           'binarisation', 'elementwise_mse', 'mean_mse', 'rectified_mean_mse', 'concrete_pdf']
 
 # %% ../nbs/25_losses.ipynb #85a3a364
 import torch, torch.nn.functional as F
@@ -134,30 +134,32 @@ def _loc(masks, loc): return 1/masks.shape[1] if loc is None else loc
 def elementwise_mse(
     masks:Tensor, # Soft masks, (B,K,H,W)
     region:int=None, # Region to look at; all where None
-    loc:float=None # Target; 1/K where None
+    loc:float=None # Target in [0,1]; 1/K where None
 )->Tensor: # Scalar, at least 0
     "Mean squared distance of every pixel of the masks from `loc`"
     return (_one(masks, region)-_loc(masks, loc)).square().mean()
 
+# %% ../nbs/25_losses.ipynb #1fd63c4e
 def mean_mse(
     masks:Tensor, # Soft masks, (B,K,H,W)
     region:int=None, # Region to look at; all where None
-    loc:float=None # Target; 1/K where None
+    loc:float=None # Target in [0,1]; 1/K where None
 )->Tensor: # Scalar, at least 0
     "Mean squared distance of the area in every picture from `loc`"
     return (_one(masks, region).mean((2,3))-_loc(masks, loc)).square().mean()
 
+# %% ../nbs/25_losses.ipynb #576da854
 def rectified_mean_mse(
     masks:Tensor, # Soft masks, (B,K,H,W)
     region:int=None, # Region to look at; all where None
-    loc:float=None, # Target; 1/K where None
+    loc:float=None, # Target in [0,1]; 1/K where None
     margin:float=.3 # Distance from the target that costs nothing
 )->Tensor: # Scalar, at least 0
     "What the squared distance of the area in every picture from `loc` is above `margin` squared"
     return F.relu((_one(masks, region).mean((2,3))-_loc(masks, loc)).square()-margin**2).mean()
 
 # %% ../nbs/25_losses.ipynb #effc17ce
-def concrete_density(
+def _concrete_density(
     x:Tensor, # Numbers in (0,1), any shape
     a:float=1., # Location, above 0; 1 is symmetric
     b:float=.5 # Temperature, above 0; the ends rise below 1
@@ -175,6 +177,7 @@ def concrete_pdf(
 )->Tensor: # Scalar, 1/2 where the region covers half of every picture
     "Density of the binary concrete law at the area in every picture"
     m = _one(masks, region).mean((2,3))
-    return concrete_density(m + (m.clamp(eps, 1-eps)-m).detach(), a, b).mean()
+    return _concrete_density(m + (m.clamp(eps, 1-eps)-m).detach(), a, b).mean()
 
-mask_regularizers = dict(elementwise_mse=elementwise_mse, mean_mse=mean_mse, rectified_mean_mse=rectified_mean_mse, concrete_pdf=concrete_pdf)
+# %% ../nbs/25_losses.ipynb #81045797
+mask_regularizers = {f.__name__: f for f in (elementwise_mse, mean_mse, rectified_mean_mse, concrete_pdf)}

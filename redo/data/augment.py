@@ -11,13 +11,13 @@ __all__ = ['augment']
 import torch, torch.nn.functional as F
 from torch import Tensor
 from ..core import RedoError
-from ..ranks import mine, n_ranks
+from ..ranks import n_ranks, rank_share
 
 # %% ../../nbs/15_data.augment.ipynb #82b98ebd
 def _rand(gen, device, lo, hi, n, *shape):
     "Uniform numbers in [lo,hi), drawn on the CPU for the pictures of all processes; the rows of this one"
     every = torch.rand(n*n_ranks(), *shape, generator=gen)
-    return (mine(every)*(hi-lo)+lo).to(device)
+    return (rank_share(every)*(hi-lo)+lo).to(device)
 
 def _crops(n, gen, device, flip, zoom):
     "Scale and shift of each picture's crop, (n,2) each, the horizontal axis first; the scale of a mirrored one is negative there"

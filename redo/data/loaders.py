@@ -32,7 +32,7 @@ from fasttransform import DisplayedTransform
 from ..core import RedoError, pick_device, step_generator
 from ..files import brief, regular_file
 from ..config import *
-from ..ranks import mine
+from ..ranks import rank_share
 from .core import Pictures, Source, Spec, parse_spec, get_source, as_size, fit_image, to_rgb, read_image
 from .core import known_hash, note_hash, parallel_map, tensor_hash
 from .augment import augment
@@ -227,7 +227,7 @@ def train_batch(self:MemoryDL,
     images,streams = ds.images,('pictures','reals')[:1+('reals' in self.needs)]
     idx = torch.stack([self.indices(o, step) for o in streams])
     (H,W),g = images.shape[-2:],step_generator(self.seed, 'augment', step)
-    own = lambda o: mine(o, 1).flatten().to(images.device, non_blocking=True)
+    own = lambda o: rank_share(o, 1).flatten().to(images.device, non_blocking=True)
     flip,n,i,kw = self.flip and not self.moves,idx.shape[1],own(idx),{}
     if flip or (H,W) != (h,w):
         kw = dict(zip(('top','left'), (own(torch.randint(o+1, idx.shape, generator=g)) for o in (H-h,W-w))))

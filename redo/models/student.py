@@ -7,7 +7,7 @@ Docs: https://redo-segmentation.github.io/redo/models.student.html.md"""
 # %% auto #0
 __all__ = ['StudentOptions', 'Student']
 
-# %% ../../nbs/35_models.student.ipynb #8614db31
+# %% ../../nbs/35_models.student.ipynb #b706001e
 import copy, torch, torch.nn.functional as F
 from typing import Literal
 from torch import Tensor
@@ -17,7 +17,7 @@ from ..config import *
 from ..nets.layers import n_blocks
 from ..nets.redo import MaskNet
 
-# %% ../../nbs/35_models.student.ipynb #4a26eb2f
+# %% ../../nbs/35_models.student.ipynb #2f203226
 class StudentOptions(Options):
     "Options of `Student`"
     nf_mask:int = option(64, 'Width of the mask network; less for speed', 4, 1024)
@@ -29,7 +29,7 @@ class _For(Options):
     size:int = option(64, 'Side of the pictures', 16, 1024)
     seed:int = option(0, 'Seed', -2**63, 2**64-1)
 
-# %% ../../nbs/35_models.student.ipynb #0a183d7a
+# %% ../../nbs/35_models.student.ipynb #8f0ee510
 @register_model('student')
 class Student(Decomposer):
     "A mask network that learns from pseudo-labels; region 0 is background, region 1 the object"
@@ -55,7 +55,7 @@ class Student(Decomposer):
         if isinstance(size, tuple): raise RedoError(f'images are {size[0]}x{size[1]}: the student needs square ones, give one size')
         n_blocks(size)
 
-# %% ../../nbs/35_models.student.ipynb #84ccb6dc
+# %% ../../nbs/35_models.student.ipynb #3f99057a
 @patch
 def losses(self:Student,
     x:Tensor, # Pictures, (B,3,H,W) in [-1,1]
@@ -75,7 +75,7 @@ def after_step(self:Student):
     a = min(self.ema, (1+self.step)/(10+self.step))
     torch._foreach_lerp_(list(self.mask_ema.parameters()), list(self.mask.parameters()), 1-a)
 
-# %% ../../nbs/35_models.student.ipynb #d9c4730a
+# %% ../../nbs/35_models.student.ipynb #90011721
 @patch
 def averaged(self:Student)->Student: # A new one without running average; in evaluation the same
     "The averaged network alone"

@@ -34,7 +34,7 @@ class SNConv2d(nn.Conv2d):
     def sigma(self)->Tensor: # Scalar; gradients flow to the weight, not to u and v
         "Current estimate of the largest singular value"
         return self.u.clone().dot(self.weight.flatten(1).mv(self.v.clone()))
-    def forward(self, x):
+    def forward(self, x): # (B,ni,H,W) -> (B,nf,H,W)
         with torch.autocast(x.device.type, enabled=False):
             if self.training: self.iterate()
             w = self.weight/self.sigma()
@@ -51,46 +51,52 @@ def init_orthogonal(
     return m
 
 # %% ../../nbs/20_nets.layers.ipynb #ddd560f5
-def conv_in_relu(ni:int, # Input channels
+def conv_in_relu(
+    ni:int, # Input channels
     nf:int, # Output channels
     ks:int=3, # Kernel size
-    stride:int=1, # Stride
-    pad:int=1 # Zero padding
-)->nn.Sequential:
+    stride:int=1, # Stride; 2 halves the size
+    pad:int=1 # Zero padding on each side, in pixels
+)->nn.Sequential: # (B,ni,H,W) -> (B,nf,H/stride,W/stride)
     "Convolution without bias, affine instance norm, ReLU"
     return nn.Sequential(nn.Conv2d(ni, nf, ks, stride, pad, bias=False), nn.InstanceNorm2d(nf, affine=True), nn.ReLU())
 
+# %% ../../nbs/20_nets.layers.ipynb #aa53609d
 class ResBlock(nn.Module):
     "Residual block of the mask network: the norm comes after the addition"
-    def __init__(self, nf:int): # Channels
+    def __init__(self,
+        nf:int # Channels
+    ):
         super().__init__()
         self.body = nn.Sequential(*conv_in_relu(nf, nf), nn.Conv2d(nf, nf, 3, padding=1))
         self.norm = nn.InstanceNorm2d(nf, affine=True)
-    def forward(self, x): return F.relu(self.norm(x + self.body(x)))
+    def forward(self, x): return F.relu(self.norm(x + self.body(x))) # (B,nf,H,W) -> the same
 
 # %% ../../nbs/20_nets.layers.ipynb #9510a0dc
 class PyramidPool(nn.Module):
     "Features with four maps pooled at s, s/2, s/3 and s/6 beside them: c -> c+4 channels"
     def __init__(self,
-        nf:int, # Channels
-        size:int # Side of the feature map
+        nf:int, # Channels, c
+        size:int # Side of the feature map, s
     ):
         super().__init__()
         self.kernels = [max(1, size//d) for d in (1,2,3,6)]
         self.convs = nn.ModuleList(nn.Conv2d(nf, 1, 1) for _ in self.kernels)
-    def forward(self, x):
+    def forward(self, x): # (B,c,s,s) -> (B,c+4,s,s)
         up = lambda o: F.interpolate(o, size=x.shape[-2:], mode='bilinear', align_corners=False)
         return torch.cat([x] + [up(c(F.avg_pool2d(x, k))) for c,k in zip(self.convs, self.kernels)], 1)
 
 # %% ../../nbs/20_nets.layers.ipynb #e4e5e1e5
 class SelfAttention(nn.Module):
     "SAGAN self-attention with pooled keys and values; spectral norm on its four 1x1 convolutions"
-    def __init__(self, nf:int): # Channels, at least 8
+    def __init__(self,
+        nf:int # Channels, at least 8
+    ):
         super().__init__()
         self.f,self.g = [SNConv2d(nf, max(1, nf//8), 1, bias=False) for _ in range(2)]
         self.h,self.o = SNConv2d(nf, nf//2, 1, bias=False),SNConv2d(nf//2, nf, 1, bias=False)
         self.gamma = nn.Parameter(torch.zeros(1))
-    def forward(self, x):
+    def forward(self, x): # (B,nf,H,W), even sides -> the same
         q,k,v = self.f(x).flatten(2),F.max_pool2d(self.g(x), 2).flatten(2),F.max_pool2d(self.h(x), 2).flatten(2)
         a = F.scaled_dot_product_attention(*[o.transpose(1,2).contiguous() for o in (q,k,v)], scale=1.)
         return self.gamma*self.o(a.transpose(1,2).reshape(len(x), -1, *x.shape[-2:])) + x
@@ -100,11 +106,15 @@ class CondNorm(nn.Module):
     "Instance norm whose scale and shift are linear in z"
     def __init__(self,
         nf:int, # Channels
-        nz:int # Size of z
+        nz:int # Numbers in z
     ):
         super().__init__()
         self.gamma,self.beta = nn.Linear(nz, nf),nn.Linear(nz, nf)
-    def forward(self, x, z): return self.gamma(z)[...,None,None]*F.instance_norm(x) + self.beta(z)[...,None,None]
+    def forward(self,
+        x:Tensor, # Features, (B,nf,H,W)
+        z:Tensor # Latents, (B,nz)
+    )->Tensor: # (B,nf,H,W)
+        return self.gamma(z)[...,None,None]*F.instance_norm(x) + self.beta(z)[...,None,None]
 
 # %% ../../nbs/20_nets.layers.ipynb #088f5a06
 class UpBlock(nn.Module):
@@ -112,13 +122,17 @@ class UpBlock(nn.Module):
     def __init__(self,
         ni:int, # Input channels
         nf:int, # Output channels
-        nz:int # Size of z
+        nz:int # Numbers in z
     ):
         super().__init__()
         self.norm_a,self.norm_b = CondNorm(ni, nz),CondNorm(nf, nz)
         self.conv_a,self.conv_b = SNConv2d(ni+1, nf, bias=False),SNConv2d(nf, nf)
         self.shortcut = SNConv2d(ni, nf, 1)
-    def forward(self, x, z, mask):
+    def forward(self,
+        x:Tensor, # Features, (B,ni,H,W)
+        z:Tensor, # Latents, (B,nz)
+        mask:Tensor # Soft mask of the region, (B,1,H,W)
+    )->Tensor: # (B,nf,2H,2W)
         up = lambda o: F.interpolate(o, scale_factor=2)
         h = self.conv_a(up(torch.cat([F.relu(self.norm_a(x, z)), mask.to(x.dtype)], 1)))
         return self.conv_b(F.relu(self.norm_b(h, z))) + self.shortcut(up(x))
@@ -136,7 +150,7 @@ class DownBlock(nn.Module):
         self.first,self.last = first,last
         self.conv_a,self.conv_b = SNConv2d(ni, nf),SNConv2d(nf, nf)
         if not last: self.shortcut = SNConv2d(ni, nf, 1)
-    def forward(self, x):
+    def forward(self, x): # (B,ni,H,W) -> (B,nf,H/2,W/2), or (B,nf,H,W) of the last
         h = self.conv_b(F.relu(self.conv_a(x if self.first else F.relu(x))))
         return x + h if self.last else F.avg_pool2d(h, 2) + self.shortcut(F.avg_pool2d(x, 2))
 

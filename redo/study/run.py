@@ -145,7 +145,7 @@ def run_learner(
     cls = model_class(cfg['model'])
     r,size = get_recipe(cfg['recipe']),ifnone(cfg['size'], parse_spec(cfg['spec']).size)
     if r.steps < 1: raise RedoError(f'{r.steps} steps train nothing: use 1 or more')
-    if r.bs > 0: mine(torch.empty(r.bs)) # an error where processes cannot share a batch
+    if r.bs > 0: rank_share(torch.empty(r.bs)) # an error where processes cannot share a batch
     if size is not None: cls.check_size(as_size(size)[0] if len({*as_size(size)}) == 1 else as_size(size))
     with main_first(): dls = redo_dataloaders(cfg['spec'], size, r.bs, root, cfg['seed'], device, r.resize, r.flip, r.crop, 'reals' in cls.needs, progress=progress, skip_bad=skip_bad)
     learn = redo_learner(dls, cfg['n_regions'], r, cfg['seed'], cls.model_name, out, out/'checkpoint.pth', previews=out/'previews' if previews and is_main() else None,

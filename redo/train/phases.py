@@ -153,14 +153,14 @@ class PhaseCallback(Callback):
         if any(isinstance(o, GradientAccumulation) for o in self.learn.cbs): raise RedoError('GradientAccumulation cannot work with alternating phases: use a larger batch instead')
         groups = self.net.groups()
         self.idle = {p: [q for g in groups if g not in self.net.trains.get(p, groups) for q in groups[g]] for p in self.net.phases}
-        self.net.shard = rank(),n_ranks()
+        self.net.shard = rank_id(),n_ranks()
         same_weights(self.net)
     def before_train(self):
         if hasattr(self.dls.train, 'step'): self.dls.train.step = self.net.step
     def before_batch(self):
         x,extra = self.xb[0],self.yb[0] if self.yb and isinstance(self.yb[0], dict) else {}
-        share = my_share if 'reals' in self.net.needs and 'reals' not in extra else mine
-        if not getattr(self.dls.train, 'shares', False): x,extra = share(x),{k: mine(v) for k,v in extra.items()}
+        share = batch_share if 'reals' in self.net.needs and 'reals' not in extra else rank_share
+        if not getattr(self.dls.train, 'shares', False): x,extra = share(x),{k: rank_share(v) for k,v in extra.items()}
         self.learn.xb = x,{k: v for k,v in extra.items() if k in self.net.needs}
         self.learn.yb,self.learn.phase_losses = self.xb[:1],{}
         self.todo = self.net.due(self.net.step)
