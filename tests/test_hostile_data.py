@@ -35,7 +35,8 @@ pipes = '''
 import sys
 from pathlib import Path
 from redo.cli import redo_train, run_command
-from redo.data.core import files_key, read_image, read_mask
+from redo.data.images import read_image, read_mask
+from redo.data.cache import files_key
 from redo.data.folders import FolderSource, mask_values
 from redo.data.loaders import items_set, redo_dataloaders
 from redo.data.photos import get_source

@@ -18,8 +18,12 @@ import numpy as np, torch
 from fastcore.basics import patch
 from ..core import RedoError, shared_path
 from ..files import *
-from .core import PICTURES, Pictures, Source, decode_files, files_key, load_cached, one_line
-from .core import parallel_map, read_mask, register_source, save_cached
+from .spec import Pictures, Source, one_line
+from .images import PICTURES
+from .cache import decode_files, files_key, load_cached
+from .spec import register_source
+from .images import parallel_map, read_mask
+from .cache import save_cached
 
 # %% ../../nbs/13_data.folders.ipynb #6edd4277
 RESULT_MARKS = {'run.json','regions.json'} # Files by which a folder of results is known

@@ -30,8 +30,9 @@ from fasttransform import DisplayedTransform
 from ..core import RedoError, pick_device, step_generator
 from ..files import regular_file
 from ..ranks import mine
-from .core import Pictures, Source, Spec, parse_spec, get_source, as_size, fit_image, to_rgb, read_image
-from .core import known_hash, note_hash, parallel_map, tensor_hash
+from .spec import Pictures, Source, Spec, parse_spec, get_source, as_size
+from .images import fit_image, to_rgb, read_image
+from .images import known_hash, note_hash, parallel_map, tensor_hash
 from .folders import picture_files
 
 # %% ../../nbs/14_data.loaders.ipynb #3e2c06d6
