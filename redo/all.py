@@ -15,7 +15,9 @@ from .files import *
 from .ranks import *
 from .metrics import *
 from .weights import *
-from .data.core import *
+from .data.spec import *
+from .data.images import *
+from .data.cache import *
 from .data.folders import *
 from .data.loaders import *
 from .data.augment import *

@@ -235,7 +235,7 @@ def test_vanished_data(train, tmp_path):
     "The folder of pictures goes away while training (which has them in memory), before a resume, and before a start"
     from PIL import Image
     import redo.data.toy
-    from redo.data.core import get_source
+    from redo.data.spec import get_source
     data,gone = tmp_path/'pictures',tmp_path/'elsewhere'
     data.mkdir()
     for i,o in enumerate(get_source('digits').pictures('valid', 32).images[:24]): Image.fromarray(o.permute(1,2,0).numpy()).save(data/f'{i:02}.png')

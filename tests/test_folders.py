@@ -4,7 +4,7 @@ import pandas as pd, pytest, torch
 from PIL import Image
 import redo.data.toy
 from redo.cli import redo_benchmark, redo_experiment, redo_train, run_command
-from redo.data.core import get_source
+from redo.data.spec import get_source
 from redo.files import folder_lock
 from redo.models.redo import ReDO
 from redo.study.results import load_results

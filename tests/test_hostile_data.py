@@ -35,8 +35,9 @@ pipes = '''
 import sys
 from pathlib import Path
 from redo.cli import redo_train, run_command
-from redo.data.core import files_key, read_image, read_mask
-from redo.data.folders import FolderSource, mask_values
+from redo.data.images import read_image, read_mask
+from redo.data.cache import files_key
+from redo.data.folders import FolderSource, _mask_values
 from redo.data.loaders import items_set, redo_dataloaders
 from redo.data.photos import get_source
 from redo.data.toy import read_mnist
@@ -51,7 +52,7 @@ tell(lambda: len(files_key([d/'flat'/'a.jpg'])))
 tell(items_set, d/'flat', 8)
 tell(redo_dataloaders, d/'flat', **kw)
 tell(lambda: sum(len(o.dataset) for o in redo_dataloaders(d/'flat', skip_bad=True, **kw)))
-tell(mask_values, [d/'masked'/'masks'/'0.png'])
+tell(_mask_values, [d/'masked'/'masks'/'0.png'])
 tell(lambda: FolderSource(d/'masked').pictures(FolderSource(d/'masked').splits[-1], 8))
 tell(FolderSource, d/'listed')
 tell(read_mnist, 'train', d/'mnist')

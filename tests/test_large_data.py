@@ -4,8 +4,8 @@ from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
 from redo.core import RedoError
-from redo.data import core
-from redo.data.core import Pictures
+from redo.data import cache
+from redo.data.spec import Pictures
 from redo.data.loaders import MemoryDL, redo_dataloaders
 
 slow = os.environ.get('REDO_SLOW') == '1'
@@ -23,7 +23,7 @@ def many(d, n, size=64, kinds=97):
 
 starts = '''
 import json, sys, threading, time
-from redo.data import core
+from redo.data import cache, images
 from redo.data.loaders import data_fingerprint, redo_dataloaders
 def anon(): return next(int(o.split()[1]) for o in open('/proc/self/status') if o.startswith('RssAnon'))/1024
 def no(*args, **kw): raise SystemExit('a picture was opened')
@@ -40,7 +40,7 @@ def start(folder, size):
     ended.set(); t.join()
     return dict(seconds=secs, anon=peak[0], set=sum(o.dataset.images.nbytes for o in dls.loaders)/2**20, same=(same,sums))
 for may_read in sys.argv[3:]:
-    if may_read == 'no': core.read_image = core.read_mask = core.Image.open = no
+    if may_read == 'no': images.read_image = images.read_mask = cache.read_mask = images.Image.open = no
     print(json.dumps(start(sys.argv[1], int(sys.argv[2]))))
 '''
 
@@ -87,16 +87,16 @@ def test_a_file_larger_than_the_memory(tmp_path):
     n,row = 2*os.sysconf('SC_PHYS_PAGES')*os.sysconf('SC_PAGE_SIZE')//49152+1,(3,128,128)
     f = tmp_path/'big.npy'
     try:
-        f.write_bytes(core._npy_head((n,*row)))
+        f.write_bytes(cache._npy_head((n,*row)))
         os.truncate(f, f.stat().st_size+n*49152)
     except OSError: pytest.skip('no file system for such a file')
     def used(): return {o.split(':')[0]: int(o.split()[1])/1024 for o in open('/proc/self/status') if o.startswith('Rss')}
     with pytest.raises(OSError): mmap.mmap(os.open(f, os.O_RDONLY), 0, flags=mmap.MAP_PRIVATE) # what is not to be done
-    x,_ = core.map_array(f, (n,*row))
+    x,_ = cache._map_array(f, (n,*row))
     dl,before = MemoryDL(Pictures(x, names=range(n)), bs=32, size=96, train=True, flip=True, reals=True, n_steps=4),used()
     for b, in dl: assert b.shape == (64,3,96,96) and (b == -1).all()
     x[-1,0,0,0] = 7
-    assert int(x[-1].sum()) == 7 and not int(core.map_array(f, (n,*row))[0][-1].sum())
+    assert int(x[-1].sum()) == 7 and not int(cache._map_array(f, (n,*row))[0][-1].sum())
     after = used()
     assert after['RssAnon']-before['RssAnon'] < 64, (before, after)
     assert after['RssFile']-before['RssFile'] < 512, (before, after)

@@ -33,8 +33,9 @@ from ..core import RedoError, pick_device, step_generator
 from ..files import brief, regular_file
 from ..config import *
 from ..ranks import rank_share
-from .core import Pictures, Source, Spec, parse_spec, get_source, as_size, fit_image, to_rgb, read_image
-from .core import known_hash, note_hash, parallel_map, tensor_hash
+from .spec import Pictures, Source, Spec, parse_spec, get_source, as_size
+from .images import fit_image, to_rgb, read_image
+from .images import known_hash, note_hash, parallel_map, tensor_hash
 from .augment import augment
 from .folders import picture_files
 

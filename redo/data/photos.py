@@ -22,8 +22,12 @@ from PIL import Image
 from scipy.io import loadmat
 from ..core import RedoError, shared_path
 from ..files import *
-from .core import Pictures, Source, decode_files, files_key, get_source, known_hash, load_cached
-from .core import one_line, read_image, register_source, save_cached
+from .spec import Pictures, Source, get_source
+from .images import known_hash
+from .cache import decode_files, files_key, load_cached
+from .spec import one_line, register_source
+from .images import read_image
+from .cache import save_cached
 
 # %% ../../nbs/17_data.photos.ipynb #8f8cd139
 LAYOUTS = dict(

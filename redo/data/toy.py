@@ -20,7 +20,7 @@ from fastprogress import progress_bar
 from torch import Tensor
 from ..core import RedoError, step_seed, shared_path
 from ..files import regular_file
-from .core import Pictures, Source, as_size, one_line, register_source
+from .spec import Pictures, Source, as_size, one_line, register_source
 
 # %% ../../nbs/16_data.toy.ipynb #c8e0054f
 DIGIT_COLORS = np.array([ # (background, even digit, odd digit) x (lowest, highest) x (red, green, blue)

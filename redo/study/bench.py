@@ -15,7 +15,7 @@ import numpy as np, pandas as pd, torch
 from fastprogress.fastprogress import progress_bar
 from matplotlib.figure import Figure
 from ..core import *
-from ..data.core import Pictures
+from ..data.spec import Pictures
 from ..data.loaders import MemoryDL
 from ..train.learner import get_recipe, recipe_model
 from ..use.onnx import OnnxMasks, export_onnx

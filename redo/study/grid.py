@@ -21,7 +21,7 @@ import pandas as pd
 from fastprogress.fastprogress import progress_bar
 from scipy.stats import binomtest, t as t_dist, wilcoxon
 from ..core import *
-from ..data.core import get_source
+from ..data.spec import get_source
 from .run import run_config, run_state_of, train_run
 from ..files import *
 from .results import load_results

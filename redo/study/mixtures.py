@@ -15,7 +15,7 @@ from fastai.basics import ifnone
 from fastprogress.fastprogress import progress_bar
 import redo.data.photos, redo.data.toy
 from ..core import *
-from ..data.core import Pictures, Source, as_size, get_source, parse_spec
+from ..data.spec import Pictures, Source, as_size, get_source, parse_spec
 from ..data.loaders import MemoryDL, MemorySet
 from ..metrics import RegionScores, assigned_scores
 

@@ -20,7 +20,7 @@ import redo.data.photos, redo.data.toy
 from ..core import *
 from ..files import *
 from ..ranks import *
-from ..data.core import as_size, get_source, parse_spec
+from ..data.spec import as_size, get_source, parse_spec
 from ..data.loaders import MemoryDL, MemorySet, redo_dataloaders
 from ..train.learner import Recipe, get_recipe, has_bf16, redo_learner
 from ..metrics import evaluate

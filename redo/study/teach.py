@@ -20,7 +20,7 @@ from torch import Tensor
 import redo.data.photos, redo.data.toy
 from ..core import *
 from ..files import *
-from ..data.core import Pictures, Source, get_source, parse_spec
+from ..data.spec import Pictures, Source, get_source, parse_spec
 from ..data.loaders import MemoryDL
 from ..models.iem import IEM
 from ..metrics import RegionScores

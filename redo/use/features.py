@@ -29,7 +29,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.validation import check_is_fitted
 from ..core import *
-from ..data.core import get_source, parse_spec
+from ..data.spec import get_source, parse_spec
 from ..data.loaders import items_set
 from ..data.toy import DIGIT_SPLITS, digit_classes
 from ..models.redo import ReDO

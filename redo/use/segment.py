@@ -22,7 +22,7 @@ from fastcore.basics import chunked, patch
 from fastprogress.fastprogress import progress_bar
 from ..core import *
 from ..files import *
-from ..data.core import PICTURES, fit_image, parallel_map
+from ..data.images import PICTURES, fit_image, parallel_map
 from ..data.folders import picture_files
 from ..data.loaders import to_picture
 from ..weights import checkpoint_model, packaged_models, safe_load
