@@ -8,8 +8,8 @@ Docs: https://redo-segmentation.github.io/redo/use.onnx.html.md"""
 __all__ = ['region_notes', 'OnnxMasks', 'export_onnx']
 
 # %% ../../nbs/62_use.onnx.ipynb #1465c530
-import copy, importlib, logging, math, torch
-from contextlib import contextmanager
+import copy, importlib, io, logging, math, torch
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from fastcore.basics import patch
 from torch import nn, Tensor
@@ -57,11 +57,12 @@ class _Masks(nn.Module):
 
 @contextmanager
 def _quiet():
-    "PyTorch's exporter reports what it does not find installed, and where it failed to trace"
+    "PyTorch's exporter reports what it does not find installed, and the graph where it failed"
     logs = [logging.getLogger(o) for o in ('torch.onnx','torch.fx.experimental.symbolic_shapes')]
     levels = [o.level for o in logs]
     for o in logs: o.setLevel(logging.ERROR)
-    try: yield
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()): yield
     finally:
         for o,level in zip(logs, levels): o.setLevel(level)
 
