@@ -312,7 +312,7 @@ def redo_export(
     model:str=None, # Folder of weights or of a run, a .pth file (published, or a run's checkpoint), or user/repository on the hub
     out:str='masks.onnx' # File to write
 ):
-    """Write a model's mask network as an ONNX file: images (B,3,H,W) in [-1,1] in, soft masks (B,K,H,W) out.
+    """Write a model's masks as an ONNX file, whatever its kind: images (B,3,H,W) in [-1,1] in, soft masks (B,K,H,W) out.
 
     Needs the extra 'onnx': pip install 'redo-segmentation[onnx]'"""
     _need(['-'], model)

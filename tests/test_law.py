@@ -3,7 +3,7 @@ import json, shutil
 import pytest, torch, yaml
 import redo.data.toy
 from torch import nn
-from redo.cli import redo_evaluate, redo_experiment, redo_redraw, redo_segment, redo_train, run_command
+from redo.cli import redo_evaluate, redo_experiment, redo_export, redo_redraw, redo_segment, redo_train, run_command
 from redo.core import MODELS, Decomposer, Decomposition, RedoError, register_model
 from redo.data.loaders import redo_dataloaders
 from redo.train.learner import redo_learner
@@ -90,3 +90,24 @@ def test_every_command(slots, run, tmp_path, monkeypatch):
     assert run(redo_experiment, '--again', lines[0]['id'], '--no-progress')[0] == 0
     rc,said = run(redo_train, 'digits', '--model', 'no such', '--steps', 2)
     assert rc == 1 and said.err.count('\n') == 1 and "no model 'no such'" in said.err
+
+def test_export(slots, run, tmp_path):
+    "Its masks as an ONNX file, at a size that is not square, too; one line where PyTorch cannot trace it"
+    for o in ('onnx','onnxscript','onnxruntime'): pytest.importorskip(o)
+    from redo.use.onnx import OnnxMasks
+    for size,said_size in ((32,'32'), ((24,40),'24x40')):
+        net = slots(size, seed=1).eval()
+        net.save_pretrained(tmp_path/'w')
+        rc,said = run(redo_export, '--model', 'w', '--out', 'slots.onnx')
+        assert rc == 0 and f'slots.onnx: {said_size} px, 3 regions, background unknown; masks within' in said.out, said.err
+        x = torch.rand(3, 3, *((size,size) if isinstance(size, int) else size))*2-1
+        assert torch.allclose(OnnxMasks(tmp_path/'slots.onnx')(x), net(x), atol=1e-5)
+    @register_model('fussy')
+    class Fussy(slots):
+        def decompose(self, x, n_regions=None): return super().decompose(x if x.mean() > 0 else -x)
+    try:
+        Fussy(32).save_pretrained(tmp_path/'f')
+        rc,said = run(redo_export, '--model', 'f', '--out', 'fussy.onnx')
+    finally: del MODELS['fussy']
+    assert rc == 1 and said.err.startswith("redo-export: model 'fussy' cannot become an ONNX file: PyTorch cannot trace") and said.err.count('\n') == 1
+    assert not (tmp_path/'fussy.onnx').exists()
