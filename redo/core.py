@@ -30,7 +30,8 @@ class Decomposition:
     masks:Tensor # Soft masks, (B,K,H,W), summing to 1 over K
     patches:Tensor=None # What each region would look like, (B,K,3,H,W)
     recon:Tensor=None # Reconstruction, (B,3,H,W)
-    background:int=None # Index of the background region; None where the model cannot know
+    background:int=None # Index of the background region, or one for each image (B,); None where the model cannot know
+    points:Tensor=None # Centres or landmarks of the regions, (B,K,2) in [-1,1]
 
     def labels(self)->Tensor: # Region index of every pixel, (B,H,W) int64
         "Hard segmentation: the region with the largest mask"
@@ -48,6 +49,7 @@ class Decomposer(nn.Module):
     model_name = None # Name in the registry
     needs = () # What a training batch must hold beside pictures: 'reals', as many independent ones behind them
     can_collapse = False # Is a region that is empty everywhere a failed training? Not where regions are slots, some of which stay free
+    permutes = False # May its regions change places from picture to picture, as slots do? Then masks are matched before they are averaged
     size,n_regions = None,None # Side of the pictures that it works on, or (h,w), and number of regions
     config = {} # Arguments that build the same model again
     notes = {} # Plain values kept with the weights, such as which class each region is
@@ -108,6 +110,15 @@ def rates(self:Decomposer,
 )->dict: # Name of a group -> (learning rate, weight decay)
     "How fast each group learns"
     return dict.fromkeys(self.groups(), (fields['lr'], 0.))
+
+# %% ../nbs/01_core.ipynb #9a05de9e
+@patch
+def failures(self:Decomposer,
+    scores:dict, # Scores of the trained model, from `evaluate`
+    fields:dict={} # Fields of the recipe that it was trained with
+)->list: # Words; none where nothing is wrong
+    "What is wrong with a trained model, going by its scores"
+    return []
 
 # %% ../nbs/01_core.ipynb #38395c08
 MODELS = {} # Name -> class, of all models that were imported

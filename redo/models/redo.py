@@ -182,6 +182,15 @@ def redraw(self:ReDO,
     regions = masks[:,:,None]*self.textures(z, masks)
     return regions, regions + (1-masks[:,:,None])*x[:,None]
 
+# %% ../../nbs/30_models.redo.ipynb #bf991fc3
+@patch
+def failures(self:ReDO,
+    scores:dict, # Scores of the trained model
+    fields:dict={} # Fields of its recipe; `collapse` is the smallest area of a region, .02 where it is 0
+)->list: # 'collapsed', or nothing
+    "Has a region of the trained model collapsed?"
+    return ['collapsed'] if scores.get('min_region_size', 1) < (fields.get('collapse') or .02) else []
+
 # %% ../../nbs/30_models.redo.ipynb #222307d2
 @patch
 def draw(self:ReDO, n:int, stream:str, step:int, f)->Tensor: # This process's n rows of what `f(rows, generator)` draws
