@@ -14,6 +14,7 @@ from .draw import *
 from .files import *
 from .ranks import *
 from .metrics import *
+from .metrics_mixtures import *
 from .weights import *
 from .data.spec import *
 from .data.images import *
@@ -34,6 +35,7 @@ from .train.phases import *
 from .train.watch import *
 from .train.resume import *
 from .train.learner import *
+from .use.cut import *
 from .use.segment import *
 from .models.iem import *
 from .use.refine import *
@@ -43,7 +45,6 @@ from .use.features import *
 from .study.run import *
 from .study.results import *
 from .study.grid import *
-from .study.mixtures import *
 from .study.timing import *
 from .study.compare import *
 from .study.bench import *

@@ -140,7 +140,8 @@ def score_table(
 )->str:
     "Scores side by side"
     import pandas as pd
-    names = ('iou_set','iou_per_image','accuracy_set','accuracy_per_image','min_region_size','n_images')
+    from redo.metrics import SCORES
+    names = dict.fromkeys([*(o for cls in SCORES.values() for o in cls.columns), 'n_images'])
     df = pd.DataFrame({k: {n: f'{v[n]:.4f}' if isinstance(v[n], float) else v[n] for n in names if n in v} for k,v in rows.items()})
     return df.fillna('').to_string()
 
@@ -302,7 +303,9 @@ def redo_evaluate(
     net,_ = _decomposer(['-'], method, model, size, device)
     if data is None and method != 'trained': raise RedoError(f'--method {method} was trained on nothing: name a data set with --data')
     scores = score_split(net, data, split, assignment_from, root, resize, bs, progress)
-    print(f"{scores['data']}, {net.size} px, class of each region {scores['assignment']} from {assignment_from}\n\n{score_table({split: scores})}")
+    chosen = f", class of each region {scores['assignment']} from {assignment_from}" if 'assignment' in scores else ''
+    parts = {k: v for k,v in scores.get('parts', {}).items() if isinstance(v, dict) and k != 'together'}
+    print(f"{scores['data']}, {net.size} px{chosen}\n\n{score_table({split: scores, **parts})}")
     if json: write_json(json, scores)
     return scores
 

@@ -30,7 +30,8 @@ class Decomposition:
     masks:Tensor # Soft masks, (B,K,H,W), summing to 1 over K
     patches:Tensor=None # What each region would look like, (B,K,3,H,W)
     recon:Tensor=None # Reconstruction, (B,3,H,W)
-    background:int=None # Index of the background region; None where the model cannot know
+    background:int=None # Index of the background region, or one for each image (B,); None where the model cannot know
+    points:Tensor=None # Centres or landmarks of the regions, (B,K,2) in [-1,1]
 
     def labels(self)->Tensor: # Region index of every pixel, (B,H,W) int64
         "Hard segmentation: the region with the largest mask"
@@ -49,6 +50,7 @@ class Decomposer(nn.Module):
     needs = () # What a training batch must hold beside pictures, by name: 'reals', 'pseudo', ...
     Options = None # Its `Options` class; None: the arguments of its constructor
     recipes = {} # Name -> changes of the defaults, which options it is trained with
+    permutes = False # May its regions change places from picture to picture, as slots do? Then masks are matched before they are averaged
     size,n_regions = None,None # Side of the pictures that it works on, or (h,w), and number of regions
     config = {} # Arguments that build the same model again
     notes = {} # Plain values kept with the weights, such as which class each region is
@@ -96,11 +98,12 @@ def revive(cls:Decomposer,
     "What a file means by its model and arguments"
     return cls,options
 
+# %% ../nbs/01_core.ipynb #9a05de9e
 @patch
 def failures(self:Decomposer,
-    scores:dict # Scores of a validation
-)->list: # Of words; empty where all is well
-    "What went wrong in training, by the scores"
+    scores:dict # Scores of the trained model, from `evaluate`
+)->list: # Words; none where nothing is wrong
+    "What is wrong with a trained model, going by its scores"
     return []
 
 # %% ../nbs/01_core.ipynb #38395c08

@@ -23,7 +23,8 @@ from ..ranks import *
 from ..data.spec import as_size, get_source, parse_spec
 from ..data.loaders import MemoryDL, MemorySet, redo_dataloaders
 from ..train.learner import Recipe, get_recipe, has_bf16, redo_learner
-from ..metrics import evaluate
+from ..metrics import evaluate, scores_class
+import redo.metrics_mixtures
 
 from .results import *
 from ..use.segment import load_model
@@ -121,13 +122,13 @@ def run_scores(
     dls, # Its loaders
     test:bool=True # Score the test set, too?
 )->dict: # Scores of the validation set; those of the test set, where there is one, under 'test'
-    "Final scores: the assignment comes from validation, the test set is scored once"
-    n = getattr(dls.source, 'n_classes', None)
-    res = evaluate(model, dls.valid, n_classes=n)
+    "Final scores, those that the data set names: what is chosen is chosen on validation data, the test set is scored once"
+    name = getattr(dls.source, 'scores', 'regions')
+    kw = dict(n_classes=getattr(dls.source, 'n_classes', None), scores=name)
+    res = evaluate(model, dls.valid, **kw)
     if dls.test is None or not test: return res
-    test = evaluate(model, dls.test, assignment=res.get('assignment'), n_classes=n)
-    if 'assignment' not in res: test = {k: v for k,v in test.items() if k != 'assignment' and not k.endswith('_set')}
-    return {**res, 'test': test}
+    test,chosen = evaluate(model, dls.test, res, **kw),not scores_class(name).chooses or 'assignment' in res
+    return {**res, 'test': test if chosen else {k: v for k,v in test.items() if k != 'assignment' and not k.endswith('_set')}}
 
 # %% ../../nbs/71_study.run.ipynb #cb6937d6
 def run_learner(
@@ -298,6 +299,20 @@ def last_checkpoint(out:Path)->str:
     return f"{f} holds the state after step {safe_load(f)['model']['_extra_state']['step']}"
 
 # %% ../../nbs/71_study.run.ipynb #44b2aa5f
+class _Parts:
+    "Batches of a split of a data set, with the name of the set that each picture is from"
+    def __init__(self, src, split, size, resize, bs):
+        mixed = hasattr(src, 'part_pictures')
+        parts = src.part_pictures(split, size, resize) if mixed else [(src.name, src.pictures(split, size, resize))]
+        if mixed and not src.n_classes or all(p.truth is None for _,p in parts):
+            raise RedoError(f"{src.name} has no truth for '{split}': nothing can be scored there")
+        self.n_classes,self.parts = src.n_classes,[(n, MemoryDL(MemorySet(p), bs=bs, size=size)) for n,p in parts]
+    def __len__(self): return sum(len(dl) for _,dl in self.parts)
+    def __iter__(self):
+        for n,dl in self.parts:
+            for x,*y in dl: yield x,*y,dict(part=[n]*len(x))
+
+# %% ../../nbs/71_study.run.ipynb #a50f44eb
 def score_split(
     model, # Trained model; its `notes` may say what it was trained on
     spec=None, # Data set; None: what the model was trained on
@@ -306,19 +321,17 @@ def score_split(
     root:Path=None, # Folder that holds the data sets
     resize:str=None, # How pictures are resized; None: as in training, else 'antialias'
     bs:int=32, # Pictures at a time
-    progress:bool=True # Show progress bars?
+    progress:bool=True, # Show progress bars?
+    scores:str=None # Name of the scores, as 'mixtures'; None: what the data set names
 )->dict: # Scores, and what they stand on
     "Score a model on a split of a data set"
     spec = ifnone(spec, model.notes.get('spec'))
     if spec is None: raise RedoError('the model does not say what it was trained on: name a data set')
-    src,resize = get_source(spec, root),resize or model.notes.get('resize', 'antialias')
-    src.progress = progress
-    def score(o, assignment=None):
-        pics = src.pictures(o, model.size, resize)
-        if pics.truth is None: raise RedoError(f"{src.name} has no truth for '{o}': nothing can be scored there")
-        dl = MemoryDL(MemorySet(pics), bs=bs, size=model.size)
-        return evaluate(model, dl, assignment, progress, src.n_classes)
     if assignment_from not in ('valid','test','model'): raise RedoError(f"assignment from '{assignment_from}': use valid, test or model")
-    a = model.notes.get('assignment') if assignment_from == 'model' else None if assignment_from == split else score(assignment_from)['assignment']
-    if assignment_from == 'model' and a is None: raise RedoError('the model does not say which class each region is: take the assignment from valid')
-    return dict(data=str(parse_spec(spec)), split=split, assignment_from=assignment_from, resize=resize, **score(split, a))
+    src,resize = get_source(spec, root),resize or model.notes.get('resize', 'antialias')
+    src.progress,name = progress,scores or getattr(src, 'scores', 'regions')
+    def score(o, chosen=None): return evaluate(model, _Parts(src, o, model.size, resize, bs), chosen, progress, scores=name)
+    chosen = model.notes.get('assignment') if assignment_from == 'model' else None
+    if assignment_from == 'model' and chosen is None: raise RedoError('the model does not say which class each region is: take the assignment from valid')
+    if assignment_from not in ('model',split) and scores_class(name).chooses: chosen = score(assignment_from)
+    return dict(data=str(parse_spec(spec)), split=split, assignment_from=assignment_from, resize=resize, **score(split, chosen))

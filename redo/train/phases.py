@@ -21,7 +21,7 @@ from typing import Literal
 from ..core import *
 from ..config import *
 from ..ranks import *
-from ..metrics import contingency, oracle_scores
+from ..metrics import align_regions, contingency, oracle_scores
 
 # %% ../../nbs/50_train.phases.ipynb #ba6820b5
 class NumericWrapper(OptimWrapper):
@@ -130,18 +130,17 @@ class RegionLearner(Learner):
 
 # %% ../../nbs/50_train.phases.ipynb #e40cbdcd
 @patch
-@torch.no_grad()
 def tta(self:RegionLearner,
     ds_idx:int=1, # Loader to predict on, if `dl` is None
     dl=None # Loader to predict on
 )->tuple: # Soft masks (N,K,H,W) and truth (N,H,W), or None where there is none
-    "Masks averaged over each picture and its mirror image"
-    dl,res,dev = self.dls[ds_idx] if dl is None else dl,[],next(self.model.parameters()).device
-    self.model.eval()
-    for x,*y in dl:
-        x = as_tensor(x).to(dev)
-        res.append(((self.model(x) + self.model(x.flip(-1)).flip(-1)).cpu()/2, *[as_tensor(o).cpu() for o in y[:1]]))
-    return (*map(torch.cat, zip(*res)),) if len(res[0]) > 1 else (torch.cat([o[0] for o in res]), None)
+    "Masks averaged over each picture and its mirror image, whose regions are matched first where the model's may change places"
+    net,res,truth = get_model(self.model),[],[]
+    for deco,x,*y in predict(net, self.dls[ds_idx] if dl is None else dl):
+        a,b = deco.masks.float(),next(predict(net, x.flip(-1), len(x)))[0].masks.float().flip(-1)
+        res.append((a + (align_regions(b, a) if net.permutes else b)).cpu()/2)
+        truth += [as_tensor(o).cpu() for o in y[:1]]
+    return torch.cat(res),torch.cat(truth) if truth else None
 
 # %% ../../nbs/50_train.phases.ipynb #cc7084fa
 class PhaseCallback(Callback):

@@ -35,7 +35,7 @@ from ..data.loaders import items_set
 from ..data.toy import DIGIT_SPLITS, digit_classes
 from ..models.redo import ReDO
 from ..nets.layers import SNConv2d
-from .segment import load_model, region_labels
+from .cut import load_model, region_labels
 
 # %% ../../nbs/63_use.features.ipynb #8ee42972
 def _as_images(

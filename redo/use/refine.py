@@ -13,7 +13,7 @@ from dataclasses import replace
 from fastcore.basics import patch
 from torch import Tensor
 from ..core import *
-from .segment import Segmentation
+from .cut import Segmentation
 
 # %% ../../nbs/61_use.refine.ipynb #17a0cd5a
 def _box_mean(
