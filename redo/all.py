@@ -48,7 +48,8 @@ from .study.grid import *
 from .study.timing import *
 from .study.compare import *
 from .study.bench import *
-from .study.runner import *
+from .study.engine import *
+from .study.again import *
 
 # %% ../nbs/90_all.ipynb #8410536b
 __all__ = [o for o in dir() if not o.startswith('_')]

@@ -366,7 +366,8 @@ def redo_benchmark(
 def _names(text): return [o.strip() for o in (text or '').split(',') if o.strip()] or None
 
 @command(['redo-experiment example', 'redo-experiment example --dry-run', 'redo-experiment my_grid.yml --only "base,area hinge" --data digits --seeds 5 --jobs 2',
-          'redo-experiment my_grid.yml --devices cuda:0,cuda:1', 'redo-experiment --again f5aca0e6', 'redo-experiment --list'], pos=['grid'])
+          'redo-experiment my_grid.yml --devices cuda:0,cuda:1', 'redo-experiment my_grid.yml --scheduler tcp://host:8786',
+          'redo-experiment --again f5aca0e6', 'redo-experiment --list'], pos=['grid'], lines=True)
 def redo_experiment(
     grid:str=None, # Name of a grid in the package, or a .yml file
     only:str=None, # Settings to run, as base,area hinge (default: all)
@@ -376,6 +377,7 @@ def redo_experiment(
     dry_run:bool=False, # Only say what would be run
     jobs:int=1, # Runs side by side (on every device), each in a process of its own
     devices:str=None, # Devices to deal the runs to, as cuda:0,cuda:1 (default: the grid's, else the best at hand)
+    scheduler:str=None, # Address of a Dask scheduler whose workers run the grid, as tcp://host:8786 (default: this machine)
     folder:str='runs', # Folder of the runs
     results:str='results', # Folder of results, curves and masks
     list:bool=False, # Only list the grids of the package
@@ -385,13 +387,14 @@ def redo_experiment(
 ):
     "Run a grid of settings, seeds and data sets, or what is left of it."
     from redo.core import RedoError
-    from redo.study.runner import list_grids, load_grid, run_experiment
+    from redo.study.engine import run_experiment
+    from redo.study.grid import list_grids, load_grid
     if list: print('\n'.join(f'{k:24} {v}' for k,v in list_grids().items())); return list_grids()
-    if again: return _again(again, results, folder, devices, root, progress, dict(grid=grid, only=only, data=data, seeds=seeds, smoke=smoke, dry_run=dry_run))
+    if again: return _again(again, results, folder, devices, root, progress, dict(grid=grid, only=only, data=data, seeds=seeds, smoke=smoke, dry_run=dry_run, scheduler=scheduler))
     if root: raise RedoError('--root is for --again; a grid names it in its base')
     if not grid: raise RedoError(f"name a grid: a .yml file, or one of {', '.join(list_grids())}")
     g = load_grid(grid)
-    try: df = run_experiment(g, folder, results, _names(only), _names(data), seeds, smoke, jobs, _names(devices), dry_run, progress)
+    try: df = run_experiment(g, folder, results, _names(only), _names(data), seeds, smoke, jobs, _names(devices), dry_run, progress, scheduler)
     except KeyboardInterrupt: raise Stopped(f'stopped, nothing is lost: the same command goes on with it (runs in {folder}/{g.label(smoke)})') from None
     _grid_report(df, Path(results)/g.label(smoke), dry_run)
     return df
@@ -407,7 +410,7 @@ def _again(id, results, folder, devices, root, progress, others):
     "Run a line of results again, and say what is the same"
     from redo.core import RedoError
     from redo.files import brief
-    from redo.study.runner import run_again
+    from redo.study.again import run_again
     if odd := [k.replace('_', '-') for k,v in others.items() if v]: raise RedoError(f"--again takes all from its line: leave {'the grid' if odd[0] == 'grid' else f'--{odd[0]}'} out")
     try: res = run_again(id, results, folder, (_names(devices) or [None])[0], root, progress)
     except KeyboardInterrupt: raise Stopped(f'stopped; the same command starts it anew, in another folder of {Path(folder)/"again"}') from None

@@ -1,5 +1,5 @@
 "Grids as processes: what ends them, that two do not do the same, and that the folder one works in has no say"
-import os, shutil, signal, subprocess, sys, time
+import json, os, shutil, signal, subprocess, sys, time
 from contextlib import suppress
 from pathlib import Path
 import numpy as np, pytest
@@ -48,7 +48,7 @@ def test_terminated(tmp_path, monkeypatch, jobs):
     "A background job of a script, where Ctrl-C is ignored, ends on SIGTERM, and goes on to the same figures; meanwhile no other process runs the grid"
     import torch
     from redo.core import RedoError
-    from redo.study.runner import run_experiment
+    from redo.study.engine import run_experiment
     torch.set_num_threads(1)
     (tmp_path/'my.yml').write_text(text), pictures(tmp_path/'pics')
     env = dict(os.environ, PYTHONPATH=os.getcwd(), PYTHONWARNINGS='ignore')
@@ -91,7 +91,7 @@ def handlers():
 @pytest.mark.parametrize('do', [signal.SIG_IGN, signal.SIG_DFL, signal.default_int_handler])
 def test_sigterm(handlers, do):
     "SIGTERM stops whatever Ctrl-C does outside"
-    from redo.study.grid import sigterm_as_ctrl_c
+    from redo.study.engine import sigterm_as_ctrl_c
     signal.signal(signal.SIGINT, do)
     was = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt), sigterm_as_ctrl_c(): signal.raise_signal(signal.SIGTERM)
@@ -101,7 +101,8 @@ def test_sigterm_in_training(handlers, tmp_path):
     "In training, SIGTERM ends after the step, with a checkpoint; a run that failed leaves nothing of this behind"
     from fastai.basics import Callback
     from redo.study.run import last_checkpoint
-    from redo.study.grid import Run, run_one
+    from redo.study.engine import run_one
+    from redo.study.grid import Run
     class At(Callback):
         def __init__(self, do): self.do = do
         def before_batch(self):
@@ -131,3 +132,131 @@ def test_hostile_folder(tmp_path, monkeypatch):
     for k in ('GIT_DIR','GIT_WORK_TREE'): monkeypatch.delenv(k)
     git('status')
     assert ran.exists() # so git itself would have
+
+def lines(file): return [json.loads(o) for o in Path(file).read_text().splitlines()]
+
+def one_each(results, whole, runs):
+    "Every run has one line and one curve, and ended with the bits of an undisturbed one"
+    for o in ('my.jsonl','my-curves.jsonl'):
+        ids = [r['id'] for r in lines(results/o)]
+        assert len(ids) == len(set(ids)) == 4, o
+    for r in ('a-0','b-0','a-1','b-1'):
+        for o in ('losses.csv','weights/model.safetensors'): assert (runs/r/o).read_bytes() == (whole/r/o).read_bytes(), (r, o)
+
+def kill_one(runs, engine, log, tree):
+    "SIGKILL the process that is in the middle of a run; its id"
+    def at_work(): return [o for o in runs.glob('*/checkpoint.pth') if not (o.parent/'summary.json').exists()]
+    def holder(run): # who has the lock of its folder
+        node = os.stat(run/'.redo.lock').st_ino
+        for o in tree():
+            with suppress(OSError):
+                for fd in Path(f'/proc/{o}/fd').iterdir():
+                    with suppress(OSError):
+                        if os.stat(fd).st_ino == node and fd.exists(): return o
+    found = []
+    def look():
+        assert engine.poll() is None, log.read_text()
+        found.extend((o,h) for run in at_work() if (o := run.parent) and (h := holder(o)))
+        return found
+    until(look, 120)
+    os.kill(found[0][1], signal.SIGKILL)
+    return found[0]
+
+grid = text.replace('steps: 30', 'steps: 40')
+
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory):
+    "A grid of four runs, in one process from start to end, and the folder that it is in"
+    import torch
+    from redo.study.engine import run_experiment
+    torch.set_num_threads(1)
+    at = tmp_path_factory.mktemp('undisturbed')
+    (at/'my.yml').write_text(grid+'seeds: 2\n'), pictures(at/'pics')
+    was = os.getcwd()
+    os.chdir(at)
+    try: run_experiment('my.yml', 'whole', 'whole-results', progress=False)
+    finally: os.chdir(was)
+    return at
+
+def start(at, *argv):
+    "The command in a process of its own; also its log"
+    env = dict(os.environ, PYTHONPATH=str(Path(__file__).resolve().parents[1]), PYTHONWARNINGS='ignore', OMP_NUM_THREADS='1')
+    log = at/f'log-{time.time_ns()}'
+    with open(log, 'w') as f:
+        return subprocess.Popen([sys.executable, '-c', command, 'my.yml', *map(str, argv)], env=env, stdout=f, stderr=f, cwd=at, start_new_session=True),log
+
+def tree(pid): # With all that come from it
+    res = [pid]
+    for o in res:
+        with suppress(OSError): res.extend(children(o))
+    return res
+
+@pytest.mark.skipif(not Path('/proc/self/task').exists(), reason='looks into /proc')
+def test_killed_worker(undisturbed):
+    "A process of two is killed in the middle of a run: the grid ends all the same, with every run once"
+    runs = undisturbed/'cut/my/pics'
+    p,log = start(undisturbed, '--jobs', 2, '--folder', 'cut', '--results', 'cut-results')
+    try:
+        kill_one(runs, p, log, lambda: set(tree(p.pid))-{p.pid})
+        assert p.wait(120) == 0, log.read_text()
+    finally:
+        for o in tree(p.pid):
+            with suppress(ProcessLookupError): os.kill(o, signal.SIGKILL)
+        p.wait()
+    assert log.read_text().count(': done') == 4 and 'Traceback' not in log.read_text(), log.read_text()
+    one_each(undisturbed/'cut-results', undisturbed/'whole/my/pics', runs)
+    assert any('resumed' in o for o in lines(undisturbed/'cut-results/my.jsonl')) and all(o['threads'] == 1 for o in lines(undisturbed/'cut-results/my.jsonl'))
+
+@pytest.fixture(scope='module')
+def cluster():
+    "Two workers, a process each"
+    distributed = pytest.importorskip('distributed')
+    env = dict(os.environ, PYTHONPATH=str(Path(__file__).resolve().parents[1]), PYTHONWARNINGS='ignore', OMP_NUM_THREADS='1')
+    with pytest.MonkeyPatch.context() as m:
+        for k,v in env.items(): m.setenv(k, v)
+        with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as c: yield c
+
+@pytest.mark.skipif(not Path('/proc/self/task').exists(), reason='looks into /proc')
+def test_killed_dask_worker(undisturbed, cluster):
+    "The same on a cluster, and stopped and started again besides"
+    runs = undisturbed/'far/my/pics'
+    argv = '--scheduler', cluster.scheduler_address, '--folder', 'far', '--results', 'far-results'
+    pids = lambda: [o.pid for o in cluster.workers.values() if o.pid]
+    p,log = start(undisturbed, *argv)
+    try:
+        run,_ = kill_one(runs, p, log, pids)
+        until(lambda: (run/'summary.json').exists() or p.poll() is not None, 120)
+        p.terminate()
+        assert p.wait(60) in (0, 130), log.read_text()
+        assert 'Traceback' not in log.read_text(), log.read_text()
+        q,log = start(undisturbed, *argv)
+        try: assert q.wait(120) == 0, log.read_text()
+        finally: q.kill(), q.wait()
+    finally: p.kill(), p.wait()
+    one_each(undisturbed/'far-results', undisturbed/'whole/my/pics', runs)
+    assert {o['command'].partition(' my.yml')[2].split()[0] for o in lines(undisturbed/'far-results/my.jsonl')} == {'--scheduler'}
+
+def test_scheduler_that_is_none(tmp_path, monkeypatch, capfd):
+    "A line says it"
+    pytest.importorskip('distributed')
+    from redo.cli import redo_experiment, run_command
+    import redo.study.engine as engine
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'my.yml').write_text(text.replace('pics', 'digits'))
+    for argv,why in ((['--scheduler','nope://x'], "cannot reach a scheduler at 'nope://x'"), (['--scheduler','tcp://x:1','--jobs','2'], 'leave jobs and devices out')):
+        assert run_command(redo_experiment.__wrapped__, ['my.yml', *argv]) == 1
+        err = capfd.readouterr().err
+        assert err.count('\n') == 1 and why in err, err
+
+def test_deadly_run(tmp_path, monkeypatch):
+    "A run that takes its process down every time is named; the others are done, and nothing is started for ever"
+    from redo.core import RedoError
+    from redo.study.engine import _run_all
+    from redo.study.grid import Run
+    class Deadly:
+        def __reduce__(self): return os._exit, (3,)
+    monkeypatch.chdir(tmp_path)
+    small = tiny | dict(steps=1)
+    runs = [Run('deadly', 0, small | dict(notes=dict(o=Deadly())), tmp_path/'deadly'), *(Run(o, 0, small, tmp_path/o) for o in 'ab')]
+    with pytest.raises(RedoError, match='1 of 3 runs failed, the others are done; .*digits, deadly, seed 0: its process died three times'): _run_all(runs, tmp_path/'g', lambda o: None, 2, progress=False)
+    assert [o.state for o in runs] == ['none','finished','finished']
