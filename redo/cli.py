@@ -87,18 +87,15 @@ def command(
 # %% ../nbs/80_cli.ipynb #8d6da6d2
 def parse_changes(
     text:str # 'name=value,name=value'
-)->dict: # Field -> value of its type
-    "Changes of a recipe as text; a `RedoError` for unknown fields and values that do not fit"
-    from redo.core import RedoError
-    from redo.train.learner import Recipe
-    types,res = {k: v for k,v in inspect.get_annotations(Recipe).items() if k != 'name'},{}
-    takes = {int: 'a whole number', float: 'a number', bool: 'true or false', str: 'text'}
-    bools = dict.fromkeys(('1','true','yes','on'), True) | dict.fromkeys(('0','false','no','off'), False)
-    for o in filter(None, (text or '').replace(' ', '').split(',')):
-        k,eq,v = o.partition('=')
-        if k not in types: raise RedoError(f"unknown recipe field '{k}' in '{o}': known are {', '.join(types)}")
-        try: res[k] = None if v.lower() == 'none' and getattr(Recipe, k) is None else bools[v.lower()] if types[k] is bool else types[k](v) if eq else {}[v]
-        except (ValueError, KeyError): raise RedoError(f"'{o}' does not fit: {k} takes {takes[types[k]]}") from None
+)->dict: # Name of an option -> its value as text
+    "Changes of options as text; whether they fit is for the recipe to say"
+    from redo.errors import RedoError
+    res = {}
+    for o in filter(None, (p.strip() for p in (text or '').split(','))):
+        k,eq,v = (p.strip() for p in o.partition('='))
+        if not eq: raise RedoError(f"'{o}' is no change of an option: write name=value")
+        if k in res: raise RedoError(f"'{k}' is said twice: {res[k]} and {v}")
+        res[k] = v
     return res
 
 # %% ../nbs/80_cli.ipynb #f6da5376
@@ -109,7 +106,7 @@ def one_value(
     "Changes from `--set` and from options; a `RedoError` where they contradict each other"
     from redo.core import RedoError
     for k,v in options.items():
-        if None not in (v, changes.get(k)) and v != changes[k]: raise RedoError(f'--{k} {v} and --set {k}={changes[k]}: give one of them')
+        if None not in (v, changes.get(k)) and str(v) != changes[k]: raise RedoError(f'--{k} {v} and --set {k}={changes[k]}: give one of them')
     return changes | {k: v for k,v in options.items() if v is not None}
 
 # %% ../nbs/80_cli.ipynb #ac43bd35

@@ -93,7 +93,7 @@ def fitting_model(
 ): # A `cls` with fresh weights
     "The model that options ask for, once they make sense and the tensors fit"
     try:
-        options = cls.saved_options(options)
+        cls,options = cls.revive(options)
         with torch.device('meta'): own = _shapes(cls(**options))
     except RedoError as e: raise RedoError(f'{source}: {e}') from None
     except Exception as e:

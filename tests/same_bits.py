@@ -22,7 +22,7 @@ cases = {
     'evaluate': 'evaluate --data digits --json run/scores.json --device cpu --no-progress',
 }
 free = """id run recipe changes config notes model seconds seconds_taught seconds_a_picture minutes date command started versions commit commits resumed
-    data threads processor accelerator simd has_bf16 processes device losses""".split() # not of the numbers
+    data threads processor accelerator simd has_bf16 processes device losses failed""".split() # not of the numbers
 
 def pictures(folder):
     "32 pictures of two sizes"
@@ -52,7 +52,7 @@ def digest(file):
     elif file.suffix == '.json': data = json.dumps(lean(json.loads(file.read_text())), sort_keys=True).encode()
     elif file.suffix == '.csv':
         import pandas as pd
-        data = pd.read_csv(file).drop(columns='seconds', errors='ignore').to_csv().encode()
+        data = pd.read_csv(file).drop(columns='seconds', errors='ignore').sort_index(axis=1).to_csv().encode()
     else: return None
     return hashlib.blake2b(data, digest_size=8).hexdigest()
 

@@ -114,7 +114,8 @@ def redraw(self:ReDO,
 )->tuple: # Regions (B,K,3,H,W), mask times texture, and composites (B,K,3,H,W), one redrawn region each
     "Paint every region with new texture and put it back into the image"
     if masks is None: masks = self.decompose(x).masks
-    regions = masks[:,:,None]*self.textures(z, masks)
+    t = self.textures(z, masks)
+    regions = masks[:,:,None]*t
     return regions, regions + (1-masks[:,:,None])*x[:,None]
 
 # %% ../../nbs/30_models.redo.ipynb #222307d2

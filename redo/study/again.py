@@ -18,7 +18,7 @@ from ..files import *
 from .results import find_result, json_lines
 from .run import train_run
 from .grid import check_name, file_name, fit_value, seed_list
-from ..train.learner import get_recipe
+from ..train.recipes import get_recipe
 
 # %% ../../nbs/77_study.again.ipynb #93500d28
 def _again_args(line, file): # Arguments of `train_run`
@@ -35,7 +35,7 @@ def _again_args(line, file): # Arguments of `train_run`
     except (RedoError, TypeError) as e: raise RedoError(f"{where} by this version: {e}; its code was {brief(line.get('commit'))}") from None
     own = [k for k in ('spec','model','size','n_regions','init','skip_bad','test') if config.get(k) is not None]
     name = {} if config.get('name') is None else dict(run_name=check_name(config['name'], where))
-    return {k: fit_value(k, config[k], where) for k in own} | name | dict(recipe=recipe, seed=seed_list([config['seed']], where)[0], notes=notes)
+    return {k: fit_value(k, config[k], where) for k in own if k != 'model'} | name | dict(recipe=recipe, seed=seed_list([config['seed']], where)[0], notes=notes)
 
 # %% ../../nbs/77_study.again.ipynb #235e65e6
 _made = ('commit','device','processor','accelerator','simd','has_bf16','threads','processes','pictures') # How, and of what

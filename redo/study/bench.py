@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from ..core import *
 from ..data.spec import Pictures
 from ..data.loaders import MemoryDL
-from ..train.learner import get_recipe, recipe_model
+from ..train.learner import recipe_model
+from ..train.recipes import get_recipe
 from ..use.onnx import OnnxMasks, export_onnx
 from .timing import *
 from .timing import common, spread, timed

@@ -11,7 +11,6 @@ __all__ = ['plain', 'write_json', 'running', 'plot_run', 'result_line', 'append_
 
 # %% ../../nbs/70_study.results.ipynb #4f0834ad
 import errno, inspect, json, os, platform, re, shlex, subprocess, sys, time, torch, warnings
-from dataclasses import asdict
 from datetime import datetime, timezone
 from multiprocessing import parent_process
 from pathlib import Path
@@ -19,7 +18,8 @@ import numpy as np, pandas as pd
 from matplotlib.figure import Figure
 from ..core import *
 from ..files import *
-from ..train.learner import has_bf16, recipes
+from ..train.learner import has_bf16
+from ..train.recipes import flat_options, get_recipe, recipe_names
 from ..ranks import n_ranks
 
 # %% ../../nbs/70_study.results.ipynb #1c588278
@@ -73,10 +73,11 @@ def result_line(
     curve:tuple=('iou_set','min_region_size') # Scores in the curve
 )->dict: # One level of names, but for 'config', 'test', 'losses', 'changes', 'versions', 'resumed' and 'curve'
     "What is kept of a run"
-    base = asdict(recipes[summary['recipe_name']]) if summary['recipe_name'] in recipes else {}
+    told = summary['recipe']
+    base = flat_options(get_recipe(told['name'], told['model_name'])) if told['name'] in recipe_names(told['model_name']) else {}
     line = {k: v for k,v in summary.items() if k not in ('recipe','recipe_name','seconds','collapses')}
     line.update(recipe=summary['recipe_name'], minutes=round(summary['seconds']/60, 2), restarts=sum(e['action'] == 'restarting' for e in summary['collapses']),
-        changes={k: v for k,v in summary['recipe'].items() if base.get(k) != v and k != 'name'})
+        changes={k: v for k,v in flat_options(told).items() if base.get(k) != v})
     rows = [scores[round(i)] for i in np.linspace(0, len(scores)-1, min(20, len(scores)))] if scores else []
     if rows: line['curve'] = {k: [round(o[k], 4) for o in rows] for k in ('step',*curve) if k in rows[0]}
     return plain(line)

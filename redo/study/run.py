@@ -12,7 +12,6 @@ __all__ = ['RUN_FILES', 'run_state_of', 'check_same', 'run_config', 'HistoryFile
 # %% ../../nbs/71_study.run.ipynb #703c96ca
 import hashlib, json, time
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 import pandas as pd, torch
 from fastai.basics import Callback, ifnone
@@ -22,7 +21,8 @@ from ..files import *
 from ..ranks import *
 from ..data.spec import as_size, get_source, parse_spec
 from ..data.loaders import MemoryDL, MemorySet, redo_dataloaders
-from ..train.learner import Recipe, get_recipe, has_bf16, redo_learner
+from ..train.learner import has_bf16, redo_learner
+from ..train.recipes import flat_options, get_recipe
 from ..metrics import evaluate, scores_class
 import redo.metrics_mixtures
 
@@ -49,7 +49,7 @@ def check_same(
     asked:dict # What is asked for; None: not asked
 ):
     "A `RedoError` that names the first option that differs"
-    flat = lambda d: {k: v for k,v in d.items() if k != 'recipe'} | (d.get('recipe') or {})
+    flat = lambda d: {k: v for k,v in d.items() if k != 'recipe'} | (flat_options(d['recipe']) if d.get('recipe') else {})
     have,asked = flat(have),flat(asked)
     for k,v in asked.items():
         if v is None or have.get(k) == v: continue
@@ -60,30 +60,33 @@ def run_config(
     out:Path, # Folder of the run
     resume:bool=False, # Go on with a run that is there?
     spec=None, # Data set; 'digits' where None
-    recipe=None, # Recipe; 'robust' where None
+    recipe=None, # As for `get_recipe`
     size:int=None, # Side of the pictures
     n_regions:int=None, # Number of regions
     seed:int=None, # Seed; 0 where None
-    changes:dict=None, # Recipe fields to change
+    changes:dict=None, # Options to change
     init:str=None, # Model whose mask network a new run starts from
-    model:str=None # Name of a registered model; 'redo' where None
+    model:str=None # Name of a registered model; the recipe's where None
 )->dict: # spec, model, size, n_regions, seed, recipe, and init where given; size and n_regions may be None
     "Configuration of the run in a folder: a new one as asked, or the one that is there"
     out,changes = check_folder(out, names=RUN_FILES['']),changes or {}
     spec = None if spec is None else str(parse_spec(spec))
     if not (out/'run.json').exists():
-        return dict(spec=spec or 'digits', model=model_class(model).model_name, size=size, n_regions=n_regions, seed=seed or 0, recipe=asdict(get_recipe(recipe or 'robust', **changes)), **({'init': str(init)} if init else {}))
+        r = get_recipe(recipe, model, **changes)
+        own = dict(spec=spec or 'digits', model=r.model_name, size=size, n_regions=n_regions, seed=seed or 0, recipe=r.as_dict())
+        return own | ({'init': str(init)} if init else {})
     have = read_json(out/'run.json')
     if 'command' in have: raise RedoError(f"{out} holds a run of {brief(have['command'])}: choose another folder")
     if not {'spec','size','n_regions','seed','recipe'} <= set(have): raise RedoError(f'{out}/run.json is damaged: choose another folder')
-    have.setdefault('model', 'redo') # older runs know no other
     if not resume:
         what = f"{have['spec']}, recipe {have['recipe'].get('name')}, seed {have['seed']}"
         raise RedoError(f'{out} holds a {run_state_of(out)} run already ({what}): take it up with --resume (resume=True), or choose another folder')
-    try: have['recipe'] = asdict(get_recipe(have['recipe'])) # fields that are younger than the run have their defaults
-    except TypeError: raise RedoError(f"{out}/run.json holds a recipe that this version does not know: choose another folder") from None
-    want = get_recipe(have['recipe'] if recipe is None else recipe, **changes)
-    check_same(out, have, dict(spec=spec, model=model, size=size, n_regions=n_regions, seed=seed, init=None if init is None else str(init), recipe=asdict(want)))
+    try: was = get_recipe(have['recipe']) # in today's form; options that are younger than the run have their defaults
+    except (RedoError, TypeError) as e: raise RedoError(f"{out}/run.json holds a recipe that this version does not know ({e}): choose another folder") from None
+    have.update(recipe=was.as_dict(), model=was.model_name)
+    if model is not None and model_class(model).model_name != was.model_name: check_same(out, have, dict(model=model))
+    want = was.changed(**changes) if recipe is None else get_recipe(recipe, model, **changes)
+    check_same(out, have, dict(spec=spec, size=size, n_regions=n_regions, seed=seed, init=None if init is None else str(init), recipe=want.as_dict()))
     return have
 
 # %% ../../nbs/71_study.run.ipynb #e697d1a7
@@ -145,11 +148,11 @@ def run_learner(
     "Data, model and callbacks of a run"
     cls = model_class(cfg['model'])
     r,size = get_recipe(cfg['recipe']),ifnone(cfg['size'], parse_spec(cfg['spec']).size)
-    if r.steps < 1: raise RedoError(f'{r.steps} steps train nothing: use 1 or more')
-    if r.bs > 0: rank_share(torch.empty(r.bs)) # an error where processes cannot share a batch
+    rank_share(torch.empty(r.train.bs)) # an error where processes cannot share a batch
     if size is not None: cls.check_size(as_size(size)[0] if len({*as_size(size)}) == 1 else as_size(size))
-    with main_first(): dls = redo_dataloaders(cfg['spec'], size, r.bs, root, cfg['seed'], device, r.resize, r.flip, r.crop, 'reals' in cls.needs, progress=progress, skip_bad=skip_bad)
-    learn = redo_learner(dls, cfg['n_regions'], r, cfg['seed'], cls.model_name, out, out/'checkpoint.pth', previews=out/'previews' if previews and is_main() else None,
+    with main_first():
+        dls = redo_dataloaders(cfg['spec'], size, r.train.bs, root, cfg['seed'], device, **r.data.model_dump(), needs=cls.needs, progress=progress, skip_bad=skip_bad)
+    learn = redo_learner(dls, cfg['n_regions'], r, cfg['seed'], path=out, checkpoint=out/'checkpoint.pth', previews=out/'previews' if previews and is_main() else None,
         cbs=[HistoryFiles(out), SaveOften(save_every), *(cbs or [])] if is_main() else [])
     cfg.update({k: getattr(learn.model, k) for k in ('size','n_regions') if getattr(learn.model, k) is not None})
     return learn
@@ -189,16 +192,17 @@ def write_run(
     "Score a run and write weights and pictures"
     net,h,guard,r = learn.model.eval(),learn.loss_history,getattr(learn, 'collapse_guard', None),learn.recipe
     scores = run_scores(net, learn.dls, test)
-    net.notes = dict(resize=r.resize, spec=cfg['spec'], recipe=r.name, seed=cfg['seed'])
+    net.notes = dict(net.notes, resize=r.data.resize, spec=cfg['spec'], recipe=r.name, seed=cfg['seed'])
     if 'assignment' in scores: net.notes['assignment'] = scores['assignment']
     net.save_pretrained(out/'weights')
     x,*y = [o[:8] for o in learn.dls.valid.one_batch()]
     with atomic_path(out/'masks.png') as p: preview_grid(net, x, *y).save(p)
     with atomic_path(out/'curve.png') as p: plot_run(h.steps, h.scores).savefig(p, dpi=110)
-    stopped = getattr(guard, 'stopped', False)
+    stopped,least = getattr(guard, 'stopped', False),dict(least=r.train.collapse) if r.train.collapse else {}
+    failed = ['collapsed']*stopped or net.failures(scores, **least)
     return dict(run=name, id=cfg['id'], status='collapsed' if stopped else 'finished', **scores,
-        collapsed=stopped or net.can_collapse and scores['min_region_size'] < (r.collapse or .02), collapses=getattr(guard, 'events', []),
-        steps=net.step, seconds=round(h.seconds, 2), **{k: cfg[k] for k in ('spec','model','size','n_regions','seed','init') if k in cfg}, recipe_name=r.name, recipe=asdict(r),
+        collapsed='collapsed' in failed, failed=failed, collapses=getattr(guard, 'events', []),
+        steps=net.step, seconds=round(h.seconds, 2), **{k: cfg[k] for k in ('spec','model','size','n_regions','seed','init') if k in cfg}, recipe_name=r.name, recipe=r.as_dict(),
         **{k: v for k,v in learn.checkpoint.extra.items() if k in ('pictures','pictures_before') and v}, losses=dict(h.steps[-1]), **run_record(cfg, test))
 
 # %% ../../nbs/71_study.run.ipynb #6c16b6a5
@@ -234,10 +238,10 @@ def train_run(
     skip_bad:bool=False, # Leave unreadable pictures out, with a warning, instead of raising?
     test:bool=True, # Score the test set at the end? Not while settings are still being chosen
     init=None, # Model (folder, file or name) whose mask network the run starts from; fresh weights where None
-    model:str=None, # Name of a registered model; None: 'redo', or that of the run in `out`
+    model:str=None, # Name of a registered model; None: the recipe's, or that of the run in `out`
     cbs=None, # More callbacks, on the first process
     notes:dict=None, # More to say in the summary and the result line
-    **changes # Recipe fields to change
+    **changes # Options to change, as w_z=1
 )->dict: # The summary
     "Train, score and write down one run; see the table above for the files"
     device = start_ranks(device)
@@ -255,7 +259,7 @@ def train_run(
     with ExitStack() as stack:
         on_main(lambda: stack.enter_context(folder_lock(out)))
         if on_main(begin_run, cfg, out, state, results): learn.resume(out/'checkpoint.pth')
-        if progress == 'lines': learn.add_cb(StepLines(learn.recipe.steps))
+        if progress == 'lines': learn.add_cb(StepLines(learn.recipe.train.steps))
         if not bars: stack.enter_context(learn.no_bar()), stack.enter_context(learn.no_logging())
         try: learn.fit_steps()
         except NotFinite as e: raise NotFinite(f"{e}; {last_checkpoint(out)}") from None

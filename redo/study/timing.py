@@ -10,7 +10,6 @@ __all__ = ['VARIANTS', 'interleave', 'machine_facts', 'fixed_data', 'variant_lea
 
 # %% ../../nbs/75_study.timing.ipynb #1b239a0d
 import importlib.util, json, math, os, platform, re, subprocess, sys, time
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 import numpy as np, torch
@@ -20,6 +19,7 @@ from fastprogress.fastprogress import progress_bar
 from torch.utils.flop_counter import FlopCounterMode
 from ..core import *
 from ..train.learner import *
+from ..train.recipes import *
 
 # %% ../../nbs/75_study.timing.ipynb #549b1af5
 VARIANTS = dict(paper=('paper',{}), fast=('fast',{}), robust=('robust',{})) # Name -> recipe and changes; the first is the base
@@ -30,7 +30,7 @@ def common(
     **changes # Recipe fields; `nf` alone scales the generators with it
 )->dict:
     "`_SAME` with changes"
-    if changes.get('nf') and 'nf_gen' not in changes: changes['nf_gen'] = max(1, changes['nf']//2)
+    if changes.get('nf') and 'nf_gen' not in changes: changes['nf_gen'] = max(1, get_recipe('paper', nf=changes['nf']).model.nf//2)
     return _SAME | changes
 
 # %% ../../nbs/75_study.timing.ipynb #34c874f9
@@ -139,7 +139,7 @@ def variant_learner(
 ):
     "Learner of a variant"
     recipe,changes = variant
-    return redo_learner(dls, n_regions, recipe, **(common(**same)|changes))
+    return redo_learner(dls, n_regions, recipe, model='redo_fast' if recipe == 'paper' else None, **(common(**same)|changes))
 
 # %% ../../nbs/75_study.timing.ipynb #bc27f0c7
 class _StepTimer(Callback):
@@ -322,8 +322,8 @@ def recipe_flags(
     base:str='paper' # What it is compared with
 )->dict: # Field -> its value in both, base first
     "Fields in which two recipes differ"
-    a,b = asdict(recipes[base]),asdict(recipes[name])
-    return {k: (a[k],b[k]) for k in a if a[k] != b[k] and k != 'name' and k not in _SAME}
+    d = recipe_changes(name, base)
+    return {k: (a,b) for k,a,b in zip(d.option, d[base], d[name]) if k.split('.')[1] not in _SAME}
 
 # %% ../../nbs/75_study.timing.ipynb #d1e25773
 def compare_flags(
