@@ -97,7 +97,8 @@ def good_checkpoint(f):
     state = safe_load(f)
     check_finite(state)
     n = state['model']['_extra_state']['step']
-    assert [o['step'] for o in state['history']['steps']] == list(range(n)) and all(math.isfinite(v) for o in state['history']['steps'] for v in o.values())
+    steps = state['callbacks']['LossHistory']['steps']
+    assert [o['step'] for o in steps] == list(range(n)) and all(math.isfinite(v) for o in steps for v in o.values())
     return n
 
 def same(a, b):

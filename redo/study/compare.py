@@ -24,7 +24,7 @@ from ..core import *
 from ..data.spec import get_source
 from ..metrics import RegionScores
 from ..files import *
-from .results import append_result, json_lines, plain, result_line, running, standing
+from .results import append_result, json_lines, plain_json, result_line, running_steps, standing
 from ..ranks import is_main
 
 # %% ../../nbs/73_study.compare.ipynb #ba778ae5
@@ -35,7 +35,7 @@ def bin_means(
     "Means over equal parts of a table"
     if not len(rows): return {'step': []}
     parts = np.array_split(np.arange(len(rows)), min(points, len(rows)))
-    step = np.array(running(rows.step.tolist()))
+    step = np.array(running_steps(rows.step.tolist()))
     def mean(v):
         v = v[np.isfinite(v)]
         return float(f'{v.mean():.4g}') if len(v) else None
@@ -94,7 +94,7 @@ def curve_line(
     s = read_json(out/'summary.json')
     losses,h = (_table(out/f'{o}.csv') for o in ('losses','history'))
     who = {k: s[k] for k in ('id','run','grid','data','spec','size','seed') if k in s}
-    return plain({**who, **bin_means(losses), 'scores': bin_means(h[['step', *(o for o in scores if o in h)]])})
+    return plain_json({**who, **bin_means(losses), 'scores': bin_means(h[['step', *(o for o in scores if o in h)]])})
 
 # %% ../../nbs/73_study.compare.ipynb #6d37a2ae
 def load_curves(

@@ -215,7 +215,7 @@ def run_id(
     "Id of a run: the same for the same configuration"
     dev = learn.dls.device
     what = {k: cfg.get(k) for k in ('spec','model','size','n_regions','seed','recipe','init')} | dict(name=name, notes=notes, pictures=learn.checkpoint.extra.get('pictures'))
-    text = json.dumps(plain(what | dict(device=dev.type, bf16=has_bf16(dev))), sort_keys=True, default=str)
+    text = json.dumps(plain_json(what | dict(device=dev.type, bf16=has_bf16(dev))), sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 # %% ../../nbs/71_study.run.ipynb #1e6f6769

@@ -207,7 +207,9 @@ class LossHistory(Callback):
     def after_train(self): self.flush()
     @property
     def table(self): return pd.DataFrame(self.scores)
-    def state(self): return dict(steps=self.steps, scores=self.scores, seconds=self.seconds)
+    def state(self):
+        if 'start' in self.__dict__: self.flush()
+        return dict(steps=self.steps, scores=self.scores, seconds=self.seconds)
     def load(self, state): self.steps,self.scores,self.seconds = [list(state['steps']), list(state['scores']), state['seconds']]
 
 # %% ../../nbs/50_train.phases.ipynb #68885cd4
