@@ -7,7 +7,7 @@ from redo.cli import redo_segment, redo_train, run_command
 from redo.core import RedoError
 from redo.data.folders import FolderSource, picture_files
 from redo.data.loaders import data_fingerprint, redo_dataloaders
-from redo.data.toy import read_idx
+from redo.data.toy import _read_idx
 
 pytestmark = pytest.mark.filterwarnings('always')
 options = '--size 32 --steps 2 --bs 2 --set nf=4,nf_mask=4,nf_disc=4,collapse=0 --device cpu --no-progress'.split()
@@ -151,6 +151,6 @@ def test_idx_files_that_promise_too_much(tmp_path):
     with gzip.open(g, 'wb') as o: o.write(b'\0\0\x08\x01'+struct.pack('>I', 10)+bytes(2**25))
     for o in (f,g):
         tracemalloc.start()
-        with pytest.raises(RedoError, match='cut short or too long'): read_idx(o)
+        with pytest.raises(RedoError, match='cut short or too long'): _read_idx(o)
         assert tracemalloc.get_traced_memory()[1] < 2**20
         tracemalloc.stop()
