@@ -1,13 +1,16 @@
 "Folders as they come, with pipes, results of other runs, names that are no text, empty masks: one line each, and nothing hangs"
-import gzip, json, os, struct, subprocess, sys, tracemalloc
+import gzip, json, os, socket, struct, subprocess, sys, time, tracemalloc
 from pathlib import Path
-import numpy as np, pytest
+import numpy as np, pytest, torch
 from PIL import Image
 from redo.cli import redo_segment, redo_train, run_command
 from redo.core import RedoError
+from redo.data.augment import augment
 from redo.data.folders import FolderSource, picture_files
+from redo.data.images import parallel_map
 from redo.data.loaders import data_fingerprint, redo_dataloaders
-from redo.data.toy import read_idx
+from redo.data.photos import fetch
+from redo.data.toy import _read_idx
 
 pytestmark = pytest.mark.filterwarnings('always')
 options = '--size 32 --steps 2 --bs 2 --set nf=4,nf_mask=4,nf_disc=4,collapse=0 --device cpu --no-progress'.split()
@@ -151,6 +154,36 @@ def test_idx_files_that_promise_too_much(tmp_path):
     with gzip.open(g, 'wb') as o: o.write(b'\0\0\x08\x01'+struct.pack('>I', 10)+bytes(2**25))
     for o in (f,g):
         tracemalloc.start()
-        with pytest.raises(RedoError, match='cut short or too long'): read_idx(o)
+        with pytest.raises(RedoError, match='cut short or too long'): _read_idx(o)
         assert tracemalloc.get_traced_memory()[1] < 2**20
         tracemalloc.stop()
+
+def test_a_server_that_says_nothing(tmp_path, monkeypatch):
+    "It takes the connection and never answers: given up after the time that `fetch` sets, which nothing else inherits"
+    given,real = [],socket.setdefaulttimeout
+    def shorter(t): given.append(t); real(t and .3)
+    monkeypatch.setattr(socket, 'setdefaulttimeout', shorter)
+    monkeypatch.setenv('no_proxy', '127.0.0.1')
+    with socket.create_server(('127.0.0.1', 0)) as s:
+        start = time.perf_counter()
+        with pytest.raises(RedoError, match='cannot download http://127.0.0.1.*timed out.*put jpg into'):
+            fetch('flowers102', tmp_path/'new', f'http://127.0.0.1:{s.getsockname()[1]}', progress=False)
+    assert given == [60,None] and time.perf_counter()-start < 20
+    assert list((tmp_path/'new').iterdir()) == []
+
+def test_a_row_of_bad_pictures_ends_what_is_begun():
+    begun = []
+    def fail(i): begun.append(i); raise KeyError(i)
+    with pytest.raises(KeyError): parallel_map(fail, range(10**5))
+    assert len(begun) <= 64
+
+def test_maps_move_with_their_pictures_or_are_refused():
+    x,gen = torch.rand(4,3,16,16)*2-1,torch.Generator().manual_seed(0)
+    masks = (x[:,0] > 0).float()
+    masks[:,:4] = torch.nan
+    for bad in (masks[:,:8], masks[None], masks.bool(), masks[:2]):
+        with pytest.raises(RedoError, match=r"cannot augment 'foreground' of shape") as e: augment(x, dict(foreground=bad), gen)
+        assert str(e.value).isprintable()
+    new,moved = augment(x.gt(0).float()*2-1, dict(foreground=masks), gen, jitter=0)
+    known = ~moved['foreground'].isnan()
+    assert 0 < known.float().mean() < 1 and torch.allclose(moved['foreground'][known], (new[:,0][known]+1)/2, atol=1e-5)
