@@ -162,7 +162,8 @@ def _client(address):
     except ImportError: raise RedoError("a scheduler needs distributed: pip install 'redo-segmentation[dask]'") from None
     try: return Client(address, timeout='10s', set_as_default=False)
     except (OSError, ValueError) as e:
-        raise RedoError(f'cannot reach a scheduler at {brief(address)} ({type(e).__name__}): start one with dask scheduler, or leave it out') from None
+        at = f'{brief(address)} ({type(e).__name__})'
+        raise RedoError(f'cannot reach a scheduler at {at}: start one with dask scheduler, or leave it out') from None
 
 def _on_dask(runs, address, how): # Yields (run, why it failed or None) as they end
     "Run on the workers of a cluster"
@@ -235,7 +236,7 @@ def _run_all(runs, folder, keep, jobs=1, devices=None, scheduler=None, progress=
     def end(run, why=None):
         try: None if why else keep(run)
         except Exception as e: why = _why(e)
-        if why and why != _STOPPED: failed.append(f'{run}: {why}')
+        if why: failed.append(f'{run}: {why}')
         return why
     with folder_lock(folder), ExitStack() as stack:
         done = [o.state == 'finished' for o in runs]
