@@ -40,23 +40,30 @@ def pictures(folder):
 
 def bits(folder): return {o: (folder/'my/pics'/o).read_bytes() for r in 'ab' for o in (f'{r}-0/losses.csv', f'{r}-0/weights/model.safetensors')}
 
-whole = {}
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory):
+    "A grid of four runs, in one process from start to end, and the folder that it is in"
+    import torch
+    from redo.study.engine import run_experiment
+    torch.set_num_threads(1)
+    at = tmp_path_factory.mktemp('undisturbed')
+    (at/'my.yml').write_text(text+'seeds: 2\n'), pictures(at/'pics')
+    was = os.getcwd()
+    os.chdir(at)
+    try: run_experiment('my.yml', 'whole', 'whole-results', progress=False)
+    finally: os.chdir(was)
+    return at
 
 @pytest.mark.skipif(not Path('/proc/self/task').exists(), reason='looks into /proc')
 @pytest.mark.parametrize('jobs', [1,2])
-def test_terminated(tmp_path, monkeypatch, jobs):
+def test_terminated(tmp_path, undisturbed, monkeypatch, jobs):
     "A background job of a script, where Ctrl-C is ignored, ends on SIGTERM, and goes on to the same figures; meanwhile no other process runs the grid"
-    import torch
     from redo.core import RedoError
     from redo.study.engine import run_experiment
-    torch.set_num_threads(1)
     (tmp_path/'my.yml').write_text(text), pictures(tmp_path/'pics')
     env = dict(os.environ, PYTHONPATH=os.getcwd(), PYTHONWARNINGS='ignore')
     monkeypatch.chdir(tmp_path)
     go = lambda folder: run_experiment('my.yml', folder, f'{folder}-results', progress=False)
-    if not whole:
-        go('whole')
-        whole.update(bits(tmp_path/'whole'))
     log,runs = tmp_path/'log',tmp_path/'cut/my/pics'
     with open(log, 'w') as f:
         p = subprocess.Popen([sys.executable, '-c', command, 'my.yml', '--jobs', str(jobs), '--folder', 'cut', '--results', 'cut-results'], env=env, stdout=f, stderr=f, start_new_session=True,
@@ -79,7 +86,7 @@ def test_terminated(tmp_path, monkeypatch, jobs):
     assert not (runs/'b-0/summary.json').exists()
     df = go('cut')
     assert list(df.run) == ['a','b'] and df.id.nunique() == 2 and (df.steps == 30).all()
-    assert bits(tmp_path/'cut') == whole
+    assert bits(tmp_path/'cut') == bits(undisturbed/'whole')
 
 @pytest.fixture
 def handlers():
@@ -162,22 +169,6 @@ def kill_one(runs, engine, log, tree):
     os.kill(found[0][1], signal.SIGKILL)
     return found[0]
 
-grid = text.replace('steps: 30', 'steps: 40')
-
-@pytest.fixture(scope='module')
-def undisturbed(tmp_path_factory):
-    "A grid of four runs, in one process from start to end, and the folder that it is in"
-    import torch
-    from redo.study.engine import run_experiment
-    torch.set_num_threads(1)
-    at = tmp_path_factory.mktemp('undisturbed')
-    (at/'my.yml').write_text(grid+'seeds: 2\n'), pictures(at/'pics')
-    was = os.getcwd()
-    os.chdir(at)
-    try: run_experiment('my.yml', 'whole', 'whole-results', progress=False)
-    finally: os.chdir(was)
-    return at
-
 def start(at, *argv):
     "The command in a process of its own; also its log"
     env = dict(os.environ, PYTHONPATH=str(Path(__file__).resolve().parents[1]), PYTHONWARNINGS='ignore', OMP_NUM_THREADS='1')
@@ -250,13 +241,8 @@ def test_scheduler_that_is_none(tmp_path, monkeypatch, capfd):
 
 def test_deadly_run(tmp_path, monkeypatch):
     "A run that takes its process down every time is named; the others are done, and nothing is started for ever"
-    from redo.core import RedoError
-    from redo.study.engine import _run_all
-    from redo.study.grid import Run
-    class Deadly:
-        def __reduce__(self): return os._exit, (3,)
-    monkeypatch.chdir(tmp_path)
-    small = tiny | dict(steps=1)
-    runs = [Run('deadly', 0, small | dict(notes=dict(o=Deadly())), tmp_path/'deadly'), *(Run(o, 0, small, tmp_path/o) for o in 'ab')]
-    with pytest.raises(RedoError, match='1 of 3 runs failed, the others are done; .*digits, deadly, seed 0: its process died three times'): _run_all(runs, tmp_path/'g', lambda o: None, 2, progress=False)
-    assert [o.state for o in runs] == ['none','finished','finished']
+    import redo.study.engine as engine
+    def work(i, run, how): return i,os._exit(3) if run == 'deadly' else None
+    monkeypatch.setattr(engine, '_numbered', work)
+    ends = dict(engine._on_loky(['deadly','a','b'], 2, dict(stop=tmp_path/'stop')))
+    assert ends == dict(deadly='its process died three times, the last time alone', a=None, b=None)

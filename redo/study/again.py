@@ -27,7 +27,8 @@ def _again_args(line, file): # Arguments of `train_run`
     if not isinstance(config, dict):
         raise RedoError(f"{where}: its line has no 'config', since an earlier version or another program than "
             'redo-train and redo-experiment wrote it, and what else it was told is not known')
-    if lost := [k for k in ('spec','size','n_regions','seed','recipe') if config.get(k) is None]: raise RedoError(f"{where}: its config has no {lost[0]}")
+    lost = [k for k in ('spec','size','n_regions','seed','recipe') if config.get(k) is None]
+    if lost: raise RedoError(f"{where}: its config has no {lost[0]}")
     notes = config.get('notes')
     if not isinstance(config['recipe'], dict) or not isinstance(notes, (dict,type(None))):
         raise RedoError(f'{where}: recipe and notes of its config must be pairs of a name and a value')
@@ -35,7 +36,8 @@ def _again_args(line, file): # Arguments of `train_run`
     except (RedoError, TypeError) as e: raise RedoError(f"{where} by this version: {e}; its code was {brief(line.get('commit'))}") from None
     own = [k for k in ('spec','model','size','n_regions','init','skip_bad','test') if config.get(k) is not None]
     name = {} if config.get('name') is None else dict(run_name=check_name(config['name'], where))
-    return {k: fit_value(k, config[k], where) for k in own if k != 'model'} | name | dict(recipe=recipe, seed=seed_list([config['seed']], where)[0], notes=notes)
+    seed, = seed_list([config['seed']], where)
+    return {k: fit_value(k, config[k], where) for k in own if k != 'model'} | name | dict(recipe=recipe, seed=seed, notes=notes)
 
 # %% ../../nbs/77_study.again.ipynb #235e65e6
 _made = ('commit','device','processor','accelerator','simd','has_bf16','threads','processes','pictures') # How, and of what

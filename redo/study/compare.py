@@ -39,7 +39,8 @@ def bin_means(
     def mean(v):
         v = v[np.isfinite(v)]
         return float(f'{v.mean():.4g}') if len(v) else None
-    return {'step': [int(step[p[-1]]) for p in parts], **{k: [mean(rows[k].to_numpy(float)[p]) for p in parts] for k in rows if k != 'step'}}
+    means = {k: [mean(rows[k].to_numpy(float)[p]) for p in parts] for k in rows if k != 'step'}
+    return {'step': [int(step[p[-1]]) for p in parts], **means}
 
 # %% ../../nbs/73_study.compare.ipynb #4f28424c
 class MaskRows(Callback):
@@ -233,5 +234,6 @@ def paired_table(
         if len(d) < 2: return dict(seeds=len(d))
         lo,hi = t_dist.interval(.95, len(d)-1, d.mean(), d.sem()) if d.std() else (d.mean(), d.mean())
         p = round(wilcoxon(d).pvalue, 3) if d.any() else 1.
-        return {'seeds': len(d), 'difference': f'{d.mean():+.3f}', '95 %': f'{lo:+.3f} to {hi:+.3f}', 'better in': f'{(d > 0).sum()}/{len(d)}', 'p': p}
+        wins,mean = f'{(d > 0).sum()}/{len(d)}',f'{d.mean():+.3f}'
+        return {'seeds': len(d), 'difference': mean, '95 %': f'{lo:+.3f} to {hi:+.3f}', 'better in': wins, 'p': p}
     return pd.DataFrame({o: row(o) for o in df.run.unique() if o != base}).T.rename_axis('against '+base)

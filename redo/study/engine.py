@@ -150,7 +150,8 @@ def _numbered(i, *args): return i,_loky_work(*args)
 def _dask_work(run, how):
     from distributed import get_worker
     w = get_worker()
-    if w.state.nthreads != 1: return f'the worker {w.address} has {w.state.nthreads} threads, and random numbers belong to a process: start it with --nthreads 1'
+    if w.state.nthreads != 1:
+        return f'{w.address} has {w.state.nthreads} threads, and random numbers belong to a process: start workers with --nthreads 1'
     key = w.get_current_task()
     def gone(): return getattr(w.state.tasks.get(key), 'state', 'cancelled') == 'cancelled'
     return _work(run, how, gone)
@@ -160,20 +161,26 @@ def _client(address):
     try: from distributed import Client
     except ImportError: raise RedoError("a scheduler needs distributed: pip install 'redo-segmentation[dask]'") from None
     try: return Client(address, timeout='10s', set_as_default=False)
-    except (OSError, ValueError) as e: raise RedoError(f'cannot reach a scheduler at {brief(address)} ({type(e).__name__}): start one with dask scheduler, or leave it out') from None
+    except (OSError, ValueError) as e:
+        at = f'{brief(address)} ({type(e).__name__})'
+        raise RedoError(f'cannot reach a scheduler at {at}: start one with dask scheduler, or leave it out') from None
 
 def _on_dask(runs, address, how): # Yields (run, why it failed or None) as they end
     "Run on the workers of a cluster"
     with _client(address) as client:
         if not client.scheduler_info()['workers']: warnings.warn(f'the scheduler at {address} has no workers yet: waiting for them')
-        left = {client.submit(_dask_work, replace(o, out=Path(o.out).absolute()), how, key=f'redo-{o.out}-{time.time_ns()}', priority=-i, pure=False): o for i,o in enumerate(runs)}
+        def submit(i, o):
+            run,key = replace(o, out=Path(o.out).absolute()),f'redo-{o.out}-{time.time_ns()}'
+            return client.submit(_dask_work, run, how, key=key, priority=-i, pure=False)
+        left = {submit(i, o): o for i,o in enumerate(runs)}
         try:
             while left:
                 for f in [f for f in left if f.done()]: yield left.pop(f),_outcome(f)
                 if os.path.exists(how['stop']):
                     at_work = {k for ks in client.processing().values() for k in ks}
                     client.cancel([f for f in left if not f.done() and f.key not in at_work])
-                if client.status not in ('running','connecting'): raise RedoError(f'the scheduler at {address} is gone: the same command goes on with what is left')
+                if client.status not in ('running','connecting'):
+                    raise RedoError(f'the scheduler at {address} is gone: the same command goes on with what is left')
                 time.sleep(.05)
         finally:
             with suppress(Exception): client.cancel(list(left))
@@ -186,8 +193,10 @@ def _outcome(f):
 # %% ../../nbs/74_study.engine.ipynb #45dff2a3
 def _check_jobs(jobs, devices=None, scheduler=None):
     "A `RedoError` where this is no number of runs, or not for us to say"
-    if not isinstance(jobs, Integral) or isinstance(jobs, bool) or jobs < 1: raise RedoError(f'{brief(jobs)} runs side by side: use 1 or more')
-    if scheduler and (jobs > 1 or devices): raise RedoError('the workers of a scheduler are as many as they are, with devices of their own: leave jobs and devices out')
+    if not isinstance(jobs, Integral) or isinstance(jobs, bool) or jobs < 1:
+        raise RedoError(f'{brief(jobs)} runs side by side: use 1 or more')
+    if scheduler and (jobs > 1 or devices):
+        raise RedoError('the workers of a scheduler are as many as they are, with devices of their own: leave jobs and devices out')
 
 # %% ../../nbs/74_study.engine.ipynb #26e5d529
 @contextmanager
@@ -227,7 +236,7 @@ def _run_all(runs, folder, keep, jobs=1, devices=None, scheduler=None, progress=
     def end(run, why=None):
         try: None if why else keep(run)
         except Exception as e: why = _why(e)
-        if why and why != _STOPPED: failed.append(f'{run}: {why}')
+        if why: failed.append(f'{run}: {why}')
         return why
     with folder_lock(folder), ExitStack() as stack:
         done = [o.state == 'finished' for o in runs]

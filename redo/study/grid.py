@@ -168,8 +168,9 @@ def runs(self:Grid,
     "The runs of a grid, in order"
     only,data,at = self._pick('setting', self.settings, only),self._pick('data set', self.data, data),Path(folder)/self.label(smoke)
     some = {d: [s for s in self._pick('setting', self.settings, self.data[d].get('settings')) if s in only] for d in data}
-    own = {d: seed_list(self.data[d].get('seeds', self.seeds) if seeds is None else seeds, f'{self.file}: {d}')[:1 if smoke else None] for d in data}
-    if sum(len(own[d])*len(some[d]) for d in data) > 100_000: raise RedoError(f'{self.file}: these are more than 100,000 runs: name fewer seeds')
+    def own_seeds(d): return seed_list(self.data[d].get('seeds', self.seeds) if seeds is None else seeds, f'{self.file}: {d}')
+    own,n = {d: own_seeds(d)[:1 if smoke else None] for d in data},100_000
+    if sum(len(own[d])*len(some[d]) for d in data) > n: raise RedoError(f'{self.file}: these are more than {n:,} runs: name fewer seeds')
     def run(d, s, i):
         args = self.args(d, s, smoke) | {'notes': {'grid': self.label(smoke), 'data': d}}
         return Run(s, i, args, at/file_name(d)/f'{file_name(s)}-{i}', self.pictures)
@@ -263,6 +264,7 @@ def table(self:Grid,
     def row(o):
         data = o.args['notes']['data']
         base = self.args(data)
-        diff = {k: v for k,v in o.args.items() if k not in ('notes','cbs') and (k not in base or base[k] != v)}
-        return dict(data=data, run=o.name, seed=o.seed, state=dict(none='to do').get(o.state, o.state), changes=', '.join(f'{k}={v}' for k,v in diff.items()))
+        diff = [f'{k}={v}' for k,v in o.args.items() if k not in ('notes','cbs') and (k not in base or base[k] != v)]
+        state = 'to do' if o.state == 'none' else o.state
+        return dict(data=data, run=o.name, seed=o.seed, state=state, changes=', '.join(diff))
     return pd.DataFrame([row(o) for o in runs])
