@@ -8,7 +8,7 @@ Docs: https://redo-segmentation.github.io/redo/use.pseudo.html.md"""
 __all__ = ['to_size', 'parse_teacher', 'teacher_masks', 'plausible', 'object_masks', 'refined_objects', 'mask_iou', 'trusted',
            'parse_pseudo', 'shrink_masks', 'pseudo_labels', 'make_pseudo']
 
-# %% ../../nbs/65_use.pseudo.ipynb #18626695
+# %% ../../nbs/65_use.pseudo.ipynb #e3206543
 import hashlib, numpy as np, torch, torch.nn.functional as F, warnings
 from pathlib import Path
 from fastprogress.fastprogress import progress_bar
@@ -90,7 +90,7 @@ def parse_teacher(
         res.append((name,kw))
     return res
 
-# %% ../../nbs/65_use.pseudo.ipynb #1f517fef
+# %% ../../nbs/65_use.pseudo.ipynb #315ee3c2
 def teacher_masks(
     imgs:Tensor, # Pictures, (N,3,H,W) uint8
     teacher:str='grabcut', # As for `parse_teacher`
@@ -114,7 +114,7 @@ def plausible(
     a = masks.flatten(1).nanmean(1)
     return (a > least) & (a < most)
 
-# %% ../../nbs/65_use.pseudo.ipynb #6a87ab9e
+# %% ../../nbs/65_use.pseudo.ipynb #baa307b2
 @torch.no_grad()
 def object_masks(
     model:Decomposer, # Trained model whose region 1 is the object
@@ -164,7 +164,7 @@ def trusted(
     masks[mask_iou(masks, object_masks(model, images)) < least] = torch.nan
     return masks
 
-# %% ../../nbs/65_use.pseudo.ipynb #f9039ebf
+# %% ../../nbs/65_use.pseudo.ipynb #943d822c
 def parse_pseudo(
     text:str # 'TEACHERS@SIZE' or 'refined:METHOD:MODEL@SIZE'; @SIZE may be left out
 )->tuple: # Method of refinement or None, teachers or model, side of the pictures or None
@@ -177,7 +177,7 @@ def parse_pseudo(
     if method not in ('none', *REFINE): raise RedoError(f"unknown refinement '{method}': use none, {', '.join(REFINE)}")
     return method,model,size
 
-# %% ../../nbs/65_use.pseudo.ipynb #ed679dcf
+# %% ../../nbs/65_use.pseudo.ipynb #7ffb75e4
 def shrink_masks(
     masks:Tensor, # (N,H,W) in [0,1], NaN for unknown
     size # Side, or (h,w)
@@ -199,7 +199,7 @@ def pseudo_labels(
     if keep.any(): return torch.where(keep[:,None,None], masks, torch.nan)
     raise RedoError(f'0 of {len(keep)} masks of {text} are plausible (object on 5% to 85% of the picture), so there is nothing to learn: use another teacher or margin, fewer rounds, or other pictures')
 
-# %% ../../nbs/65_use.pseudo.ipynb #5915d2dd
+# %% ../../nbs/65_use.pseudo.ipynb #5c4c58eb
 def _key(images, text):
     "Name in the cache: pictures and text, and the weights of a model that is named in it"
     parts = [tensor_hash(images),str(text).encode()]
