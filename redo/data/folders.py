@@ -37,6 +37,7 @@ def _say_left_out(path, kinds, results, closed):
     if closed: what.append(f'{some([o.filename for o in closed])} ({closed[0].strerror}): change the permissions')
     if what: warnings.warn(one_line(f"left out below {path}: {'; '.join(what)}"))
 
+# %% ../../nbs/13_data.folders.ipynb #7961da71
 def picture_files(
     path:Path # Folder
 )->list: # Sorted paths
@@ -112,6 +113,7 @@ def _is_classes(
     "Are these class indices (True) or grey values (False)?"
     return all(o < 128 or o == 255 for o in values) and any(0 < o < 128 for o in values)
 
+# %% ../../nbs/13_data.folders.ipynb #de2d1e31
 def folder_truth(
     path:Path, # Mask file
     classes:bool=False # Class indices, or grey values?
