@@ -172,6 +172,7 @@ class Source:
     n_regions = 2 # Suggested number of regions K
     splits = ('train',) # Those of 'train', 'valid', 'test' that it has
     size = 128 # Size where nobody asks for another
+    scores = 'regions' # Name of the scores that it is judged by
     progress = True # Show progress bars?
     skip_bad = False # Leave unreadable pictures out, with a warning, instead of raising?
 

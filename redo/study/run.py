@@ -193,7 +193,7 @@ def write_run(
     net,h,guard,r = learn.model.eval(),learn.loss_history,getattr(learn, 'collapse_guard', None),learn.recipe
     scores = run_scores(net, learn.dls, test)
     net.notes = dict(net.notes, resize=r.data.resize, spec=cfg['spec'], recipe=r.name, seed=cfg['seed'])
-    if 'assignment' in scores: net.notes['assignment'] = scores['assignment']
+    if 'assignment' in scores: net.notes.setdefault('assignment', scores['assignment'])
     net.save_pretrained(out/'weights')
     x,*y = [o[:8] for o in learn.dls.valid.one_batch()]
     with atomic_path(out/'masks.png') as p: preview_grid(net, x, *y).save(p)
@@ -202,7 +202,7 @@ def write_run(
     failed = ['collapsed']*stopped or net.failures(scores, **least)
     return dict(run=name, id=cfg['id'], status='collapsed' if stopped else 'finished', **scores,
         collapsed='collapsed' in failed, failed=failed, collapses=getattr(guard, 'events', []),
-        steps=net.step, seconds=round(h.seconds, 2), **{k: cfg[k] for k in ('spec','model','size','n_regions','seed','init') if k in cfg}, recipe_name=r.name, recipe=r.as_dict(),
+        steps=net.step, n_pictures=len(learn.dls.train_ds), seconds=round(h.seconds, 2), **{k: cfg[k] for k in ('spec','model','size','n_regions','seed','init') if k in cfg}, recipe_name=r.name, recipe=r.as_dict(),
         **{k: v for k,v in learn.checkpoint.extra.items() if k in ('pictures','pictures_before') and v}, losses=dict(h.steps[-1]), **run_record(cfg, test))
 
 # %% ../../nbs/71_study.run.ipynb #6c16b6a5
@@ -241,6 +241,7 @@ def train_run(
     model:str=None, # Name of a registered model; None: the recipe's, or that of the run in `out`
     cbs=None, # More callbacks, on the first process
     notes:dict=None, # More to say in the summary and the result line
+    more:callable=None, # What else to find out of the trained model, for the summary and the result line: model -> dictionary
     **changes # Options to change, as w_z=1
 )->dict: # The summary
     "Train, score and write down one run; see the table above for the files"
@@ -263,7 +264,7 @@ def train_run(
         if not bars: stack.enter_context(learn.no_bar()), stack.enter_context(learn.no_logging())
         try: learn.fit_steps()
         except NotFinite as e: raise NotFinite(f"{e}; {last_checkpoint(out)}") from None
-        return on_main(end_run, learn, cfg, out, run_name or out.resolve().name, results, test, notes)
+        return on_main(end_run, learn, cfg, out, run_name or out.resolve().name, results, test, notes, more)
 
 # %% ../../nbs/71_study.run.ipynb #706c094b
 def begin_run(cfg:dict, out:Path, state:str, results:Path=None)->bool: # Is there a checkpoint to go on from?
@@ -274,9 +275,10 @@ def begin_run(cfg:dict, out:Path, state:str, results:Path=None)->bool: # Is ther
     if results: append_result(results)
     return (out/'checkpoint.pth').exists()
 
-def end_run(learn, cfg:dict, out:Path, name:str, results:Path=None, test:bool=True, notes:dict=None)->dict: # The summary
+def end_run(learn, cfg:dict, out:Path, name:str, results:Path=None, test:bool=True, notes:dict=None, more=None)->dict: # The summary
     "Write all that a finished run leaves, its summary last"
     summary = {**write_run(learn, cfg, out, name, test), **(notes or {})}
+    if more: summary['more'] = more(learn.model)
     if results: append_result(results, result_line(summary, learn.loss_history.scores))
     write_json(out/'summary.json', summary)
     return summary

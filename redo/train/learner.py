@@ -105,7 +105,7 @@ def redo_learner(
     extra = dict(recipe=r.as_dict(), spec=str(getattr(dls, 'spec', '')), seed=seed, **({'pictures': data_fingerprint(dls)} if checkpoint else {}))
     cbs = recipe_callbacks(train, seed, 1 if x.device.type == 'cpu' else 25, checkpoint, checkpoint_every, previews, extra) + list(L(cbs))
     learn = RegionLearner(dls, net, loss_func=RegionLoss(n_classes), splitter=group_splitter, opt_func=opt, lr=train.of('lr', groups), wd_bn_bias=True, path=path,
-        metrics=region_metrics(k, n_classes) if n_classes and y else [], cbs=cbs)
+        metrics=region_metrics(k, n_classes, getattr(source, 'scores', 'regions')) if n_classes and y else [], cbs=cbs)
     learn.recipe = r
     return learn.to_bf16() if train.bf16 and has_bf16(x.device) else learn
 
