@@ -97,6 +97,7 @@ def _free_device(devices, folder):
             return
         yield None
 
+# %% ../../nbs/74_study.engine.ipynb #16e2c546
 def _work(run, how, gone=None):
     "Run what a worker was given, on one thread: why it failed, `_STOPPED`, or None"
     def asked(): return os.path.exists(how['stop']) or bool(gone and gone())
@@ -146,6 +147,16 @@ def _on_loky(runs, jobs, how): # Yields (run, why it failed or None) as they end
 
 def _numbered(i, *args): return i,_loky_work(*args)
 
+# %% ../../nbs/74_study.engine.ipynb #0bc8a804
+def _client(address):
+    "A connection to the scheduler"
+    try: from distributed import Client
+    except ImportError: raise RedoError("a scheduler needs distributed: pip install 'redo-segmentation[dask]'") from None
+    try: return Client(address, timeout='10s', set_as_default=False)
+    except (OSError, ValueError) as e:
+        at = f'{brief(address)} ({type(e).__name__})'
+        raise RedoError(f'cannot reach a scheduler at {at}: start one with dask scheduler, or leave it out') from None
+
 # %% ../../nbs/74_study.engine.ipynb #1793c388
 def _dask_work(run, how):
     from distributed import get_worker
@@ -155,15 +166,6 @@ def _dask_work(run, how):
     key = w.get_current_task()
     def gone(): return getattr(w.state.tasks.get(key), 'state', 'cancelled') == 'cancelled'
     return _work(run, how, gone)
-
-def _client(address):
-    "A connection to the scheduler"
-    try: from distributed import Client
-    except ImportError: raise RedoError("a scheduler needs distributed: pip install 'redo-segmentation[dask]'") from None
-    try: return Client(address, timeout='10s', set_as_default=False)
-    except (OSError, ValueError) as e:
-        at = f'{brief(address)} ({type(e).__name__})'
-        raise RedoError(f'cannot reach a scheduler at {at}: start one with dask scheduler, or leave it out') from None
 
 def _on_dask(runs, address, how): # Yields (run, why it failed or None) as they end
     "Run on the workers of a cluster"
