@@ -8,48 +8,48 @@ Docs: https://redo-segmentation.github.io/redo/all.html.md"""
 __all__ = []
 
 # %% ../nbs/90_all.ipynb #f8c0e289
-from .errors import *
 from .core import *
 from .draw import *
-from .files import *
-from .ranks import *
 from .metrics import *
-from .metrics_mixtures import *
-from .weights import *
-from .data.spec import *
-from .data.images import *
-from .data.cache import *
+from .metrics_mixtures import MixtureScores
+from .data.spec import Pictures, Source, Spec, get_source, parse_spec, register_source, source_names
+from .data.images import read_image, read_mask
+from .data.cache import decode_files
 from .data.folders import *
-from .data.loaders import *
 from .data.augment import *
 from .data.toy import *
 from .data.photos import *
-from .nets.layers import *
+from .data.loaders import *
 from .nets.redo import *
 from .losses import *
-from .models.redo import *
-from .models.published import *
 
 # %% ../nbs/90_all.ipynb #545096a3
+from .config import Options, option, number, option_table
+from .models.redo import *
+from .models.redo_fast import *
+from .models.published import load_published
+from .models.iem import IEM
+from .models.redo_robust import *
+from .models.student import *
 from .train.phases import *
 from .train.watch import *
 from .train.resume import *
+from .train.recipes import *
 from .train.learner import *
 from .use.cut import *
 from .use.segment import *
-from .models.iem import *
 from .use.refine import *
-from .study.teach import *
 from .use.onnx import *
 from .use.features import *
-from .study.run import *
-from .study.results import *
-from .study.grid import *
-from .study.timing import *
-from .study.compare import *
-from .study.bench import *
-from .study.engine import *
-from .study.again import *
+from .use.pseudo import mask_iou, object_masks, pseudo_labels, refined_objects
+from .study.results import load_results, results_table, to_markdown, withdraw_result
+from .study.run import train_run, score_split
+from .study.grid import Grid, list_grids, load_grid
+from .study.compare import failure_table, load_curves, paired_table, plot_curves
+from .study.engine import run_experiment
+from .study.again import run_again
+from .study.bench import benchmark
+from .study.teach import teach_run
 
 # %% ../nbs/90_all.ipynb #8410536b
 __all__ = [o for o in dir() if not o.startswith('_')]

@@ -91,7 +91,7 @@ def _flat(d):
     "A recipe of an older version, which was one flat list of ReDO's options"
     cls = model_class('redo_robust')
     name,changes = cls.revive_recipe(d)
-    if {'disc_input','paint','pixel_range'} & set(changes): cls = model_class('redo_variant')
+    if {'model.disc_input','model.paint','model.pixel_range'} & set(changes): cls = model_class('redo_variant')
     base = _named('paper', cls)
     return Recipe(name, cls.model_name, **change_options(base.groups(), changes))
 
@@ -104,6 +104,7 @@ def flat_options(
     one = lambda k,v: {f'{k}.{n}': o for n,o in v.items()} if isinstance(v, dict) else {k: v}
     return {k: v for g in ('model','train','data') for o,w in d[g].items() for k,v in one(f'{g}.{o}', w).items()}
 
+# %% ../../nbs/53_train.recipes.ipynb #f9fa0e78
 _why = {'model.nf': 'width follows the size of the pictures: 16 at 32 px, 64 at 128 px', 'model.nf_mask': 'the cheapest network decides about every pixel: it keeps its width',
     'model.nf_disc': 'a wide discriminator sees seams of one pixel', 'model.w_z': 'a weaker pull of conservation does no harm where a floor keeps regions alive',
     'model.w_area': 'a floor under areas: with it no run of ten failed', 'model.min_area': 'half of the default: objects may be small', 'model.ema': 'single checkpoints swing; their average does not',
@@ -112,6 +113,7 @@ _why = {'model.nf': 'width follows the size of the pictures: 16 at 32 px, 64 at 
     'data.resize': 'no aliasing', 'model.freeze_disc': 'the same result, fewer gradients', 'model.reuse_fakes': 'saves a second drawing', 'model.shared_disc_pass': 'one forward and backward pass of the discriminator instead of two',
     'model.channels_last': 'the order in which convolutions compute', 'train.bf16': 'half the memory traffic, faster convolutions', 'train.fused': 'fewer passes over the weights'}
 
+# %% ../../nbs/53_train.recipes.ipynb #3716334f
 def recipe_changes(
     name:str, # Recipe
     base:str='paper' # Recipe to compare with
