@@ -34,7 +34,8 @@ class _For(Options):
 class Student(Decomposer):
     "A mask network that learns from pseudo-labels; region 0 is background, region 1 the object"
     Options,needs = StudentOptions,('pseudo',)
-    recipes = dict(student=dict(steps=600, bs=16, lr=3e-3, optimizer='adamw', wd=.01, betas=(.9,.99), warm=.15, decay=.85, flip=True, zoom=.75, jitter=.25))
+    recipes = dict(student=dict(steps=600, bs=16, lr=3e-3, optimizer='adamw', wd=.01, betas=(.9,.99), warm=.15, decay=.85,
+        flip=True, zoom=.75, jitter=.25))
     def __init__(self,
         n_regions:int=2, # Object and background
         size:int=64, # Side of the pictures that it works on
