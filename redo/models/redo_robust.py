@@ -15,6 +15,7 @@ from fastcore.basics import patch
 from ..core import *
 from ..config import *
 from ..losses import *
+from ..nets.redo import move_average
 from .redo import *
 from .redo_fast import *
 
@@ -76,12 +77,9 @@ def gen_terms(self:RobustReDO, x, reals, z, step):
 
 # %% ../../nbs/34_models.redo_robust.ipynb #d5f4faf8
 @patch
-@torch.no_grad()
 def after_step(self:RobustReDO):
     "Move the averaged mask network towards the current one"
-    if self.mask_ema is None: return
-    a = min(self.ema, (1+self.step)/(10+self.step))
-    torch._foreach_lerp_(list(self.mask_ema.parameters()), list(self.mask.parameters()), 1-a)
+    move_average(self.mask_ema, self.mask, self.ema, self.step)
 
 # %% ../../nbs/34_models.redo_robust.ipynb #0649a461
 @patch

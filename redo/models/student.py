@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from ..core import *
 from ..config import *
 from ..nets.layers import n_blocks
-from ..nets.redo import MaskNet
+from ..nets.redo import MaskNet, move_average
 
 # %% ../../nbs/35_models.student.ipynb #2f203226
 class StudentOptions(Options):
@@ -69,12 +69,9 @@ def losses(self:Student,
     return {'loss': F.binary_cross_entropy_with_logits(self.mask.logits(x)[:,0], 1-pseudo.nan_to_num(0), known.float())}
 
 @patch
-@torch.no_grad()
 def after_step(self:Student):
     "Move the averaged network towards the current one"
-    if self.mask_ema is None: return
-    a = min(self.ema, (1+self.step)/(10+self.step))
-    torch._foreach_lerp_(list(self.mask_ema.parameters()), list(self.mask.parameters()), 1-a)
+    move_average(self.mask_ema, self.mask, self.ema, self.step)
 
 # %% ../../nbs/35_models.student.ipynb #90011721
 @patch
