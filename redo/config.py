@@ -133,13 +133,16 @@ def full_name(
 def _is_table(cls, name): return any(typing.get_origin(o) is dict for o in _parts(cls.model_fields[name].annotation))
 
 # %% ../nbs/05_config.ipynb #f391dab9
+def _inside(group, values): return {f'{group}.{k}': v for k,v in values.items()}
+
 def change_options(
     groups:dict, # Name of a group -> its options
-    changes:dict # Name of an option -> value
+    changes:dict # Name of an option -> value; a table is replaced whole, or in part by dots; a group may be a dictionary of its own
 )->dict: # The groups with these values
     "Options with some changed, by their names with or without dots"
     kinds,new = {k: type(o) for k,o in groups.items()},{k: o.model_dump() for k,o in groups.items()}
-    for key,v in changes.items():
+    flat = {k: v for g,o in changes.items() for k,v in (_inside(g, o) if g in groups and isinstance(o, dict) else {g: o}).items()}
+    for key,v in flat.items():
         g,name,part = full_name(key, kinds)
         if part: new[g][name] = {**new[g][name], part: v}
         elif _is_table(kinds[g], name) and not isinstance(v, dict): new[g][name] = {'all': v}
