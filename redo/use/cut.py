@@ -24,6 +24,7 @@ from ..data.loaders import to_picture
 from ..weights import checkpoint_model, packaged_models, safe_load
 from ..metrics import align_regions
 from ..models.published import load_published
+import redo.models.redo_robust # knows what older files mean
 from ..draw import palette
 
 # %% ../../nbs/60_use.cut.ipynb #42738689
