@@ -257,8 +257,8 @@ def check_runs(
     for o in runs:
         a = {k: v for k,v in o.args.items() if k in own}
         changes = {k: v for k,v in o.args.items() if k not in own or k == 'steps' and v is not None}
-        recipe,more = a.get('recipe') or 'robust',[a.get(k) for k in ('size','n_regions')]
-        try: run_config(o.out, True, a.get('spec'), recipe, *more, o.seed, changes, a.get('init'), a.get('model'))
+        more = [a.get(k) for k in ('size','n_regions')]
+        try: run_config(o.out, True, a.get('spec'), get_recipe(a.get('recipe'), a.get('model')), *more, o.seed, changes, a.get('init'), a.get('model'))
         except RedoError as e: raise RedoError(f'{grid.file}: {o}: {e}') from None
 
 # %% ../../nbs/72_study.grid.ipynb #5235ff24
