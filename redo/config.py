@@ -96,8 +96,8 @@ def option_table(
     *kinds # `Options` classes
 )->pd.DataFrame: # option, default, what fits, what it does
     "Every option of some classes"
-    rows = [dict(option=k, default=f.default if f.default_factory is None else f.default_factory(), fits=_kind(f.annotation, *_range(f.metadata)), what=f.description)
-        for o in kinds for k,f in o.model_fields.items()]
+    row = lambda k,f: dict(option=k, default=f.default, fits=_kind(f.annotation, *_range(f.metadata)), what=f.description)
+    rows = [row(k, f) for o in kinds for k,f in o.model_fields.items()]
     return pd.DataFrame(rows).set_index('option')
 
 # %% ../nbs/05_config.ipynb #1843cea4
@@ -107,8 +107,10 @@ def options_from(
 )->type: # An `Options` class
     "Options out of the arguments of a function that have defaults"
     args = {k: p for k,p in inspect.signature(f).parameters.items() if k not in leave_out and p.default is not p.empty}
-    kind = lambda p: type(p.default) if p.annotation is p.empty and p.default is not None else Any if p.annotation is p.empty else p.annotation
-    return create_model(f'{f.__name__}Options', __base__=Options, **{k: (kind(p) if p.default is not None else kind(p)|None, p.default) for k,p in args.items()})
+    def kind(p):
+        if p.annotation is p.empty: return Any if p.default is None else type(p.default)
+        return p.annotation if p.default is not None else p.annotation|None
+    return create_model(f'{f.__name__}Options', __base__=Options, **{k: (kind(p), p.default) for k,p in args.items()})
 
 # %% ../nbs/05_config.ipynb #ddd5ba83
 def full_name(
@@ -125,18 +127,22 @@ def full_name(
     for g,o in groups.items():
         for name in o.model_fields:
             if _is_table(o, name) and str(key).startswith((f'{name}_', f'{name}.')) and key[len(name)+1:]: return g,name,str(key)[len(name)+1:]
-    raise RedoError(f"unknown option {brief(key)}: known are {', '.join(f'{g}.{k}' for g,o in groups.items() for k in sorted(o.model_fields))}")
+    known = [f'{g}.{k}' for g,o in groups.items() for k in sorted(o.model_fields)]
+    raise RedoError(f"unknown option {brief(key)}: known are {', '.join(known)}")
 
 def _is_table(cls, name): return any(typing.get_origin(o) is dict for o in _parts(cls.model_fields[name].annotation))
 
 # %% ../nbs/05_config.ipynb #f391dab9
+def _inside(group, values): return {f'{group}.{k}': v for k,v in values.items()}
+
 def change_options(
     groups:dict, # Name of a group -> its options
-    changes:dict # Name of an option -> value
+    changes:dict # Name of an option -> value; a table is replaced whole, or in part by dots; a group may be a dictionary of its own
 )->dict: # The groups with these values
     "Options with some changed, by their names with or without dots"
     kinds,new = {k: type(o) for k,o in groups.items()},{k: o.model_dump() for k,o in groups.items()}
-    for key,v in changes.items():
+    flat = {k: v for g,o in changes.items() for k,v in (_inside(g, o) if g in groups and isinstance(o, dict) else {g: o}).items()}
+    for key,v in flat.items():
         g,name,part = full_name(key, kinds)
         if part: new[g][name] = {**new[g][name], part: v}
         elif _is_table(kinds[g], name) and not isinstance(v, dict): new[g][name] = {'all': v}

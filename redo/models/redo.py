@@ -24,9 +24,10 @@ _Width = number(int, 1, 1024)|Literal['auto']
 
 class ReDOOptions(Options):
     "Options of `ReDO`"
-    nz:int = option(32, "Numbers in a region's latent; fewer (4) where pictures are small and runs short, so that the encoder learns to read it", 1, 1024)
+    nz:int = option(32, "Numbers in a region's latent; 4 where pictures are small and runs short, or the encoder cannot read it", 1, 1024)
     nf:_Width = option(64, "Width of all networks; 'auto': half of the picture's side, at most 64")
-    nf_mask:number(int, 4, 1024)|Literal['auto']|None = option(None, "Width of the mask network; as nf where none, 'auto': the picture's side, at most 64")
+    nf_mask:number(int, 4, 1024)|Literal['auto']|None = option(None,
+        "Width of the mask network; as nf where none, 'auto': the picture's side, at most 64")
     nf_gen:_Width|None = option(None, "Width of the region generators, which cost most; as nf where none")
     nf_disc:_Width|None = option(None, "Width of the discriminator; as nf where none, 'auto': the picture's side, at most 64")
     nf_latent:_Width|None = option(None, 'Width of the latent encoder; as nf where none')
@@ -51,7 +52,8 @@ class ReDO(Decomposer):
     Options = ReDOOptions
     phases,needs = ('gen','disc'),('reals',)
     trains = {'gen': ('mask','regions','latent'), 'disc': ('disc',)}
-    recipes = dict(paper=dict(steps=50_000, bs=20, lr_mask=1e-5, lr_regions=1e-4, lr_latent=1e-4, lr_disc=1e-4, wd_mask=1e-4, betas=(0.,.9), resize='nearest'))
+    recipes = dict(paper=dict(steps=50_000, bs=20, lr_mask=1e-5, lr_regions=1e-4, lr_latent=1e-4, lr_disc=1e-4, wd_mask=1e-4,
+        betas=(0.,.9), resize='nearest'))
     def __init__(self,
         n_regions:int=2, # K, at least 2
         size:int=128, # Side of the pictures: 32, 64, 128 or 256
@@ -68,7 +70,8 @@ class ReDO(Decomposer):
         "Widths as numbers"
         auto = lambda v, most: min(size if most else size//2, 64) if v == 'auto' else v
         nf = auto(o.nf, False)
-        return dict(nf=nf, **{k: nf if v is None else auto(v, k in ('nf_mask','nf_disc')) for k in ('nf_mask','nf_gen','nf_disc','nf_latent') for v in [getattr(o, k)]})
+        own = {k: getattr(o, k) for k in ('nf_mask','nf_gen','nf_disc','nf_latent')}
+        return dict(nf=nf, **{k: nf if v is None else auto(v, k in ('nf_mask','nf_disc')) for k,v in own.items()})
 
 # %% ../../nbs/30_models.redo.ipynb #71e34983
 @patch
@@ -175,7 +178,8 @@ def gen_losses(self:ReDO,
 )->dict: # 'loss' and its parts
     "Losses of mask network, generators and latent encoder: $L_G$"
     masks,terms = self.gen_terms(x, reals, z, step)
-    return {'loss': sum(w*v for w,v in terms.values()), **{k: v for k,(_,v) in terms.items()}, 'smallest': mean_ranks(masks.detach().float().mean((0,2,3))).min()}
+    smallest = mean_ranks(masks.detach().float().mean((0,2,3))).min()
+    return {'loss': sum(w*v for w,v in terms.values()), **{k: v for k,(_,v) in terms.items()}, 'smallest': smallest}
 
 # %% ../../nbs/30_models.redo.ipynb #f0e95e7d
 @patch

@@ -20,16 +20,17 @@ from .redo import *
 class FastOptions(ReDOOptions):
     "Options of `FastReDO`"
     freeze_disc:bool = option(False, "Skip the discriminator's weight gradients in the generator phase; the same result, cheaper")
-    reuse_fakes:bool = option(False, 'Show the discriminator the composites of the generator phase instead of drawing them again; one update older, cheaper')
-    shared_disc_pass:bool = option(False, 'One pass through the discriminator for both phases; the same losses, cheaper still, implies the two above')
-    channels_last:bool = option(False, "Keep weights and pictures in channels-last memory order; faster or slower, as the processor will have it")
+    reuse_fakes:bool = option(False, 'Show the discriminator the composites of the generator phase, one update older, instead of new ones')
+    shared_disc_pass:bool = option(False, 'One pass through the discriminator for both phases; the same losses, implies the two above')
+    channels_last:bool = option(False, 'Channels-last memory order; faster or slower, as the processor will have it')
 
 # %% ../../nbs/31_models.redo_fast.ipynb #9d8913e2
 @register_model('redo_fast')
 class FastReDO(ReDO):
     "ReDO with the paper's losses, and less arithmetic"
     Options = FastOptions
-    recipes = dict(fast=dict(base='paper', freeze_disc=True, reuse_fakes=True, shared_disc_pass=True, channels_last=True, bf16=True, fused=True))
+    recipes = dict(fast=dict(base='paper', freeze_disc=True, reuse_fakes=True, shared_disc_pass=True, channels_last=True,
+        bf16=True, fused=True))
     adversarial = 'hinge' # A name in `adversarial_losses`
     same_fakes = True # Do both phases look at the same composites?
     def build(self):

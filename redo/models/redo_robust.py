@@ -15,6 +15,7 @@ from fastcore.basics import patch
 from ..core import *
 from ..config import *
 from ..losses import *
+from ..nets.redo import move_average
 from .redo import *
 from .redo_fast import *
 
@@ -32,12 +33,12 @@ class RobustOptions(FastOptions):
     w_reg:_Weight = option(1., 'Its weight')
     reg_steps:_Steps = option(None, 'It is on for so many steps; always where none')
     reg_region:int|None = option(None, 'Region that it looks at; all where none', 0, 63)
-    ema:float = option(0., 'Decay of a running average of the mask network, which then gives the masks in evaluation; 0 keeps none', 0, .999999)
-    adversarial:Literal[tuple(adversarial_losses)] = option('hinge', "Losses of the game; 'relativistic' compares composites with reals in pairs")
+    ema:float = option(0., 'Decay of an average of the mask network, which then gives the masks in evaluation; 0: none', 0, .999999)
+    adversarial:Literal[tuple(adversarial_losses)] = option('hinge', "Losses of the game; 'relativistic' compares in pairs")
     r1:_Weight = option(0., "Weight of the R1 penalty on the discriminator's gradient at reals; against a discriminator that wins")
     r1_every:int = option(16, 'R1 every so many steps, as many times stronger', 1, 2**62)
-    color:_Weight = option(0., 'Strength of the color changes through which the discriminator sees every picture (DiffAugment); where pictures are few')
-    redraws:Literal['all','one'] = option('all', "Regions redrawn of each picture in a step; 'one', by lot, saves half of the discriminator's work or more")
+    color:_Weight = option(0., 'Strength of color changes before the discriminator (DiffAugment); where pictures are few')
+    redraws:Literal['all','one'] = option('all', "Regions redrawn of each picture in a step; 'one', by lot, saves work")
     shift:float = option(0., 'Largest shift of a redrawn region over other texture, in sides, in half of the composites (PerturbGAN)', 0, 1)
 
 # %% ../../nbs/34_models.redo_robust.ipynb #ed28edbd
@@ -45,10 +46,11 @@ class RobustOptions(FastOptions):
 class RobustReDO(FastReDO):
     "ReDO with remedies against collapse"
     Options = RobustOptions
-    recipes = dict(robust=dict(base='fast', steps=1000, bs=8, nf='auto', nf_mask='auto', nf_disc='auto', w_z=1., w_area=1., min_area=.05, ema=.95,
-        lr_mask=3e-3, lr_regions=4e-4, lr_latent=4e-4, lr_disc=8e-4, decay=.5, resize='antialias', collapse=.02))
+    recipes = dict(robust=dict(base='fast', steps=1000, bs=8, nf='auto', nf_mask='auto', nf_disc='auto', w_z=1., w_area=1., min_area=.05,
+        ema=.95, lr_mask=3e-3, lr_regions=4e-4, lr_latent=4e-4, lr_disc=8e-4, decay=.5, resize='antialias', collapse=.02))
     def build(self):
-        if self.reg_region is not None and self.reg_region >= self.n_regions: raise RedoError(f'reg_region={self.reg_region}: the regions are 0 to {self.n_regions-1}')
+        if self.reg_region is not None and self.reg_region >= self.n_regions:
+            raise RedoError(f'reg_region={self.reg_region}: the regions are 0 to {self.n_regions-1}')
         super().build()
         self.mask_ema = copy.deepcopy(self.mask).requires_grad_(False) if self.ema else None
     def decompose(self, x):
@@ -75,12 +77,9 @@ def gen_terms(self:RobustReDO, x, reals, z, step):
 
 # %% ../../nbs/34_models.redo_robust.ipynb #d5f4faf8
 @patch
-@torch.no_grad()
 def after_step(self:RobustReDO):
     "Move the averaged mask network towards the current one"
-    if self.mask_ema is None: return
-    a = min(self.ema, (1+self.step)/(10+self.step))
-    torch._foreach_lerp_(list(self.mask_ema.parameters()), list(self.mask.parameters()), 1-a)
+    move_average(self.mask_ema, self.mask, self.ema, self.step)
 
 # %% ../../nbs/34_models.redo_robust.ipynb #0649a461
 @patch
@@ -142,7 +141,9 @@ def current_options(
 )->dict: # The same by today's names and values
     "Saved options as of today"
     res = {_renamed.get(k, k): v for k,v in options.items() if k not in ('w_concrete','concrete_steps')}
-    if options.get('w_concrete'): res.update({'reg': 'concrete_pdf', 'w_reg': options['w_concrete'], **({'reg_steps': options['concrete_steps']} if 'concrete_steps' in options else {})})
+    if options.get('w_concrete'):
+        res.update(reg='concrete_pdf', w_reg=options['w_concrete'])
+        if 'concrete_steps' in options: res['reg_steps'] = options['concrete_steps']
     for k in ('area_steps','reg_steps'):
         if res.get(k) == 0: res[k] = None
     if res.get('redraws') in (0, 1) and 'redraws' in res: res['redraws'] = 'one' if res['redraws'] else 'all'
@@ -162,8 +163,10 @@ def revive(cls:ReDO,
     return model_class('redo_variant' if 'disc_input' in now else 'redo_robust'),now
 
 # %% ../../nbs/34_models.redo_robust.ipynb #2f70c984
-_trained = dict(lr_gen='train.lr.regions', **{f'lr_{k}': f'train.lr.{k}' for k in ('mask','latent','disc')}, lr='train.lr.all', warm_mask='train.warm.mask', wd_mask='train.wd.mask',
-    **{k: f'train.{k}' for k in ('steps','bs','decay','fused','bf16','collapse','restarts')}, **{k: f'data.{k}' for k in ('flip','crop','resize')})
+_trained = dict(lr_gen='train.lr.regions', lr='train.lr.all', warm_mask='train.warm.mask', wd_mask='train.wd.mask',
+    **{f'lr_{k}': f'train.lr.{k}' for k in ('mask','latent','disc')},
+    **{k: f'train.{k}' for k in ('steps','bs','decay','fused','bf16','collapse','restarts')},
+    **{k: f'data.{k}' for k in ('flip','crop','resize')})
 
 @patch(cls_method=True)
 def revive_recipe(cls:RobustReDO,

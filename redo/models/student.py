@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from ..core import *
 from ..config import *
 from ..nets.layers import n_blocks
-from ..nets.redo import MaskNet
+from ..nets.redo import MaskNet, move_average
 
 # %% ../../nbs/35_models.student.ipynb #2f203226
 class StudentOptions(Options):
@@ -34,7 +34,8 @@ class _For(Options):
 class Student(Decomposer):
     "A mask network that learns from pseudo-labels; region 0 is background, region 1 the object"
     Options,needs = StudentOptions,('pseudo',)
-    recipes = dict(student=dict(steps=600, bs=16, lr=3e-3, optimizer='adamw', wd=.01, betas=(.9,.99), warm=.15, decay=.85, flip=True, zoom=.75, jitter=.25))
+    recipes = dict(student=dict(steps=600, bs=16, lr=3e-3, optimizer='adamw', wd=.01, betas=(.9,.99), warm=.15, decay=.85,
+        flip=True, zoom=.75, jitter=.25))
     def __init__(self,
         n_regions:int=2, # Object and background
         size:int=64, # Side of the pictures that it works on
@@ -68,12 +69,9 @@ def losses(self:Student,
     return {'loss': F.binary_cross_entropy_with_logits(self.mask.logits(x)[:,0], 1-pseudo.nan_to_num(0), known.float())}
 
 @patch
-@torch.no_grad()
 def after_step(self:Student):
     "Move the averaged network towards the current one"
-    if self.mask_ema is None: return
-    a = min(self.ema, (1+self.step)/(10+self.step))
-    torch._foreach_lerp_(list(self.mask_ema.parameters()), list(self.mask.parameters()), 1-a)
+    move_average(self.mask_ema, self.mask, self.ema, self.step)
 
 # %% ../../nbs/35_models.student.ipynb #90011721
 @patch

@@ -61,9 +61,11 @@ def _teach_folder(out, settings):
     check_folder(out, names=_FILES)
     told = dict(command='redo-teach', **settings)
     have = read_json(folder/'run.json') if os.path.exists(folder/'run.json') else None
-    if have and have.get('command') != 'redo-teach': raise RedoError(f'{out} holds a run of another command than redo-teach: choose another folder')
+    if have is not None and have.get('command') != 'redo-teach':
+        raise RedoError(f'{out} holds a run of another command than redo-teach: choose another folder')
     if have and (odd := [k for k in told if have.get(k) != told[k]]) and any(folder.glob('round-*')):
-        raise RedoError(f'{out} holds another lesson: its {odd[0]} is {brief(have.get(odd[0]))}, not {brief(told[odd[0]])}; give what it was begun with, or choose another folder')
+        was,now = (brief(o.get(odd[0])) for o in (have, told))
+        raise RedoError(f'{out} holds another lesson: its {odd[0]} is {was}, not {now}; give what it was begun with, or choose another folder')
     try:
         with folder_lock(folder):
             remove_leftovers(folder, _FILES)
@@ -82,16 +84,18 @@ _CARD = """# {name}
 A mask network of `redo` that cuts the object out of a photograph: {count:,} weights in 16 bits, `MaskNet` at {net_size} pixels.
 `Decomposer.from_pretrained` loads it by its folder{packaged}; region 1 is the object.
 
-**Data.** {n_images} training pictures of `{spec}`. No label, mask or box drawn by a person was used for training, and no weights of another network.
+**Data.** {n_images} training pictures of `{spec}`. No label, mask or box drawn by a person was used for training, and no weights
+of another network.
 
-**Recipe.** Pseudo-labels `{teacher}` at {size} pixels; {rounds} round(s) of {steps} steps{stopped}; seed {seed}; {seconds:.0f} s of training on {device}.
+**Recipe.** Pseudo-labels `{teacher}` at {size} pixels; {rounds} round(s) of {steps} steps{stopped}; seed {seed};
+{seconds:.0f} s of training on {device}.
 
 **Scores** at {size} pixels, region 1 as the object, pixels of unknown truth left out:
 
 {table}
 
-**Limits.** It knows pictures like those it learned from, with one subject near the middle; on others it was not scored. Masks are those of a small network
-at a low resolution: `redo-segment --refine both` fits them to the picture.
+**Limits.** It knows pictures like those it learned from, with one subject near the middle; on others it was not scored.
+Masks are those of a small network at a low resolution: `redo-segment --refine both` fits them to the picture.
 
 **Licence.** The weights carry whatever the licence of the photographs asks for.
 """
@@ -108,8 +112,8 @@ def write_student(
         for n,o in dict(network=v, **{f'{m}, refined': v[m] for m in REFINE}).items():
             rows.append(f"| {k} | {n} | {o['iou_set']:.4f} | {o['iou_per_image']:.4f} | {o['accuracy_set']:.4f} |")
     why,own = s.get('stopped', ''),Path(folder).name == 'weights'
-    more = dict(name=Path(folder).parent.name if own else Path(folder).name, packaged='' if own else f', and by the name `{Path(folder).name}`',
-        count=sum(o.numel() for o in model.mask.parameters()), stopped=why and f' ({why})',
+    more = dict(name=Path(folder).parent.name if own else Path(folder).name,
+        packaged='' if own else f', and by the name `{Path(folder).name}`', count=sum(o.numel() for o in model.mask.parameters()), stopped=why and f' ({why})',
         table='\n'.join(rows) if s['scores'] else 'none.' if why else 'none, for lack of truth.')
     with atomic_path(Path(folder)/'README.md') as p: p.write_text(_CARD.format(**s | more))
     return Path(folder)
@@ -158,7 +162,8 @@ def teach_run(
 )->dict: # Settings, seconds and scores
     "Teach a mask network on a data set, and write its weights; where it is stopped, as they are by then"
     check_lesson(teacher, size, rounds, refine_by, steps=steps, **changes)
-    told = dict(spec=str(parse_spec(spec)), size=size, net_size=net_size, teacher=teacher, rounds=rounds, steps=steps, seed=seed, refine_by=refine_by, **changes)
+    told = dict(spec=str(parse_spec(spec)), size=size, net_size=net_size, teacher=teacher, rounds=rounds, steps=steps, seed=seed,
+        refine_by=refine_by, **changes)
     Student.check_size(net_size)
     dev,src = pick_device(device),get_source(parse_spec(spec), root)
     src.progress = progress is True
@@ -166,12 +171,15 @@ def teach_run(
         for r in range(1, rounds+1):
             if progress: print(f'round {r} of {rounds}')
             labels,last = f'{teacher}@{size}' if r == 1 else f'refined:{refine_by}:{out}/round-{r-1}@{size}',r == rounds
-            own = dict(root=root, device=device, previews=previews, progress=progress, test=test and last, run_name=f'{out.resolve().name}, round {r}')
+            own = dict(root=root, device=device, previews=previews, progress=progress, test=test and last, resume=True, steps=steps,
+                n_regions=2, seed=seed+1000*(r-1), run_name=f'{out.resolve().name}, round {r}')
             if last: own.update(results=results, more=_refined(src, size, test))
-            try: s = train_run(spec, out/f'round-{r}', model='student', size=net_size, n_regions=2, seed=seed+1000*(r-1), steps=steps, resume=True, **own, **changes, **{'data.inputs.pseudo': labels})
+            own.update(changes, **{'data.inputs.pseudo': labels})
+            try: s = train_run(spec, out/f'round-{r}', model='student', size=net_size, **own)
             except KeyboardInterrupt: raise KeyboardInterrupt(_stopped(out, told, r, dev)) from None
         net = Decomposer.from_pretrained(out/f'round-{rounds}'/'weights')
-        s = told | dict(n_images=s['n_pictures'], device=str(dev), seconds=s['seconds'], scores=s.get('more', {}), id=s['id'], versions=versions())
+        s = told | dict(n_images=s['n_pictures'], device=str(dev), seconds=s['seconds'], scores=s.get('more', {}), id=s['id'],
+            versions=versions())
         write_student(net.averaged(), out/'weights', s)
         with atomic_path(out/'summary.json') as p: p.write_text(json.dumps(s, indent=1))
     return s

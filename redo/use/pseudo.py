@@ -73,7 +73,8 @@ def _iem_objects(
     return F.interpolate(m, size=tuple(imgs.shape[-2:]), mode='bilinear')[:,0] > .5
 
 # %% ../../nbs/65_use.pseudo.ipynb #1ee5aa83
-_TEACHERS = dict(grabcut=('margin',float,0,.45), kmeans=('sigma',float,.01,10), iem=('size',int,8,512)) # Teacher -> its argument, of what type, from, to
+# Teacher -> its argument, of what type, from, to
+_TEACHERS = dict(grabcut=('margin',float,0,.45), kmeans=('sigma',float,.01,10), iem=('size',int,8,512))
 
 def parse_teacher(
     text:str # 'grabcut', 'grabcut:MARGIN', 'kmeans', 'kmeans:SIGMA', 'iem', 'iem:SIZE', or several joined by + or &
@@ -82,7 +83,8 @@ def parse_teacher(
     res = []
     for o in str(text).replace('&', '+').split('+'):
         name,_,arg = o.partition(':')
-        if name not in _TEACHERS: raise RedoError(f"unknown teacher '{name}': use grabcut, grabcut:MARGIN, kmeans or iem, several joined by + or &")
+        if name not in _TEACHERS:
+            raise RedoError(f"unknown teacher '{name}': use grabcut, grabcut:MARGIN, kmeans or iem, several joined by + or &")
         what,kind,lo,hi = _TEACHERS[name]
         try: kw = {what: kind(arg)} if arg else {}
         except ValueError: raise RedoError(f"'{arg}' in teacher '{o}' is not a {'whole ' if kind is int else ''}number") from None
@@ -197,7 +199,8 @@ def pseudo_labels(
     keep = plausible(masks)
     if progress: print(f'{int(keep.sum())} of {len(keep)} masks are plausible')
     if keep.any(): return torch.where(keep[:,None,None], masks, torch.nan)
-    raise RedoError(f'0 of {len(keep)} masks of {text} are plausible (object on 5% to 85% of the picture), so there is nothing to learn: use another teacher or margin, fewer rounds, or other pictures')
+    raise RedoError(f'0 of {len(keep)} masks of {text} are plausible (object on 5% to 85% of the picture), so there is nothing to learn: '
+        'use another teacher or margin, fewer rounds, or other pictures')
 
 # %% ../../nbs/65_use.pseudo.ipynb #5c4c58eb
 def _key(images, text):
@@ -217,11 +220,13 @@ def make_pseudo(
     "Pseudo-labels of the training pictures, out of the cache where they were made before"
     side = parse_pseudo(text)[2]
     images = pics.images if side is None else source.pictures('train', (side,side), 'antialias').images
-    if len(images) != len(pics): raise RedoError(f'{source.name} gives {len(images)} pictures at {side} px, {len(pics)} at the size of the model: leave @{side} out')
+    if len(images) != len(pics):
+        raise RedoError(f'{source.name} gives {len(images)} pictures at {side} px, {len(pics)} at the size of the model: leave @{side} out')
     key = _key(images, text)
     if not (got := load_cached(key)):
         m = pseudo_labels(images, text, source.progress)
         codes = torch.where(m.isnan(), 255, (m*254).round()).byte()
-        got = save_cached(key, None, dict(masks=tuple(codes.shape[1:])), ((o,) for o in codes.numpy()), len(codes)) or (dict(masks=codes), None)
+        saved = save_cached(key, None, dict(masks=tuple(codes.shape[1:])), ((o,) for o in codes.numpy()), len(codes))
+        got = saved or (dict(masks=codes), None)
     codes = got[0]['masks']
     return shrink_masks(torch.where(codes == 255, torch.nan, codes/254), tuple(pics.images.shape[2:]))
