@@ -114,7 +114,7 @@ def options_from(
 
 # %% ../nbs/05_config.ipynb #ddd5ba83
 def full_name(
-    key:str, # `model.w_z`, `w_z`, `train.lr.mask` or `lr_mask`
+    key:str, # `model.w_z`, `w_z`, `train.lr.mask`, `lr.mask` or `lr_mask`
     groups:dict # Name of a group -> its `Options` class
 )->tuple: # Group, option, and name in its table or None
     "Which option a name means; a `RedoError` where none does"
@@ -126,7 +126,7 @@ def full_name(
         if key in o.model_fields: return g,key,None
     for g,o in groups.items():
         for name in o.model_fields:
-            if _is_table(o, name) and str(key).startswith(f'{name}_'): return g,name,str(key)[len(name)+1:]
+            if _is_table(o, name) and str(key).startswith((f'{name}_', f'{name}.')) and key[len(name)+1:]: return g,name,str(key)[len(name)+1:]
     known = [f'{g}.{k}' for g,o in groups.items() for k in sorted(o.model_fields)]
     raise RedoError(f"unknown option {brief(key)}: known are {', '.join(known)}")
 

@@ -1,6 +1,5 @@
 "A line of results is enough to make its run again, to the last bit"
 import json, os, re, shlex, subprocess, sys
-from dataclasses import replace
 from pathlib import Path
 import numpy as np, pytest
 from PIL import Image
@@ -35,7 +34,9 @@ def again(tmp_path, monkeypatch, capsys):
 
 def test_again(tmp_path, monkeypatch, again):
     "A run of a command, made again in another process from its line alone, after the recipe of that name has changed"
-    import redo.train.learner
+    import redo
+    from redo.models.redo_robust import RobustReDO
+    from redo.train.recipes import get_recipe
     pictures(tmp_path/'pics')
     argv = ['pics', *options, '--out', tmp_path/'a run', '--results', 'results/my.jsonl', '--root', '/some/data']
     env = dict(os.environ, PYTHONPATH=str(Path(redo.__file__).parents[1]), PYTHONWARNINGS='ignore')
@@ -46,10 +47,12 @@ def test_again(tmp_path, monkeypatch, again):
     assert str(tmp_path) not in text and '/some' not in text
     assert shlex.split(line['command']) == ['python', '-c', command, 'pics', *options, '--out', 'a run', '--results', 'results/my.jsonl', '--root', 'data']
     assert re.fullmatch(r'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00', line['date']) and line['processor'] and line['threads'] == 1
-    assert line['config']['recipe'] == json.loads((tmp_path/'a run/summary.json').read_text())['recipe'] and line['config']['recipe']['steps'] == 4
+    assert line['config']['recipe'] == json.loads((tmp_path/'a run/summary.json').read_text())['recipe'] and line['config']['recipe']['train']['steps'] == 4
     losses = (tmp_path/'a run/losses.csv').read_text().splitlines()
     assert {k: float(v) for k,v in zip(losses[0].split(','), losses[-1].split(','))} == line['losses']
-    monkeypatch.setitem(redo.train.learner.recipes, 'robust', replace(redo.train.learner.recipes['robust'], w_z=7., lr_mask=.5, flip=True))
+    monkeypatch.setitem(RobustReDO.recipes, 'robust', RobustReDO.recipes['robust'] | {'w_z': 7., 'lr_mask': .5, 'data.flip': True})
+    other = get_recipe('robust')
+    assert (other.model.w_z, other.data.flip) == (7., True)
     rc,said,err = again(line['id'][:7])
     assert (rc, err) == (0, '') and 'are the same to the last bit' in said, said
     one,two = tmp_path/'a run',tmp_path/'runs/again'/f"{line['id']}-1"

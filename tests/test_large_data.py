@@ -31,12 +31,12 @@ def start(folder, size):
     peak,before,ended = [0],anon(),threading.Event()
     def watch():
         while not ended.wait(.005): peak[0] = max(peak[0], anon()-before)
-    t,begin = threading.Thread(target=watch),time.perf_counter()
+    t,begin = threading.Thread(target=watch, daemon=True),time.perf_counter()
     t.start()
     dls = redo_dataloaders(folder, size, bs=8, flip=True, device='cpu', progress=False)
     same = data_fingerprint(dls)
     secs,dls.train.n_steps = time.perf_counter()-begin,40
-    sums = [int((x+1).mul(127.5).round().long().sum()) for x, in dls.train]
+    sums = [int((o+1).mul(127.5).round().long().sum()) for x,more in dls.train for o in (x,more['reals'])]
     ended.set(); t.join()
     return dict(seconds=secs, anon=peak[0], set=sum(o.dataset.images.nbytes for o in dls.loaders)/2**20, same=(same,sums))
 for may_read in sys.argv[3:]:
@@ -93,8 +93,9 @@ def test_a_file_larger_than_the_memory(tmp_path):
     def used(): return {o.split(':')[0]: int(o.split()[1])/1024 for o in open('/proc/self/status') if o.startswith('Rss')}
     with pytest.raises(OSError): mmap.mmap(os.open(f, os.O_RDONLY), 0, flags=mmap.MAP_PRIVATE) # what is not to be done
     x,_ = cache._map_array(f, (n,*row))
-    dl,before = MemoryDL(Pictures(x, names=range(n)), bs=32, size=96, train=True, flip=True, reals=True, n_steps=4),used()
-    for b, in dl: assert b.shape == (64,3,96,96) and (b == -1).all()
+    dl,before = MemoryDL(Pictures(x, names=range(n)), bs=32, size=96, train=True, flip=True, needs=('reals',), n_steps=4),used()
+    for picture,more in dl:
+        for b in (picture,more['reals']): assert b.shape == (32,3,96,96) and (b == -1).all()
     x[-1,0,0,0] = 7
     assert int(x[-1].sum()) == 7 and not int(cache._map_array(f, (n,*row))[0][-1].sum())
     after = used()

@@ -4,8 +4,8 @@ import pytest, torch
 from torch import nn
 from redo.cli import redo_evaluate, redo_train, run_command
 from redo.core import MODELS, Decomposer, Decomposition, RedoError, register_model
-from redo.data.core import SOURCES, register_source
-from redo.data.toy import ToySource, digits_arrays
+from redo.data.spec import Pictures, SOURCES, Source, as_size, register_source
+from redo.data.toy import digits_arrays
 from redo.metrics import SCORES, Scores, evaluate, register_scores
 from redo.data.loaders import MemoryDL, MemorySet, redo_dataloaders
 from redo.study.run import run_scores, score_split
@@ -32,15 +32,17 @@ def family():
         def add(self, deco, truth=None, meta=None):
             self.known,self.n = self.known+(truth != 255).float().mean((1,2)).sum().item(),self.n+len(truth)
         def compute(self, assignment=None): return dict(share_known=self.known/self.n, n_images=self.n)
-    class Counted(ToySource): scores = 'count'
-    register_source('counted')(lambda *_: Counted('counted', digits_arrays))
+    class Counted(Source):
+        name,scores,n_classes,size,splits = 'counted','count',2,32,('train','valid','test')
+        def pictures(self, split, size, resize='antialias'): return Pictures(*digits_arrays(split, as_size(size)[0], progress=False))
+    register_source('counted')(lambda *_: Counted())
     register_model('bright')(Bright)
     yield
     SCORES.pop('count'), SOURCES.pop('counted'), MODELS.pop('bright')
 
 def test_named_by_the_data_set(family, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
-    dls = redo_dataloaders('counted', bs=4, device='cpu', reals=False, progress=False)
+    dls = redo_dataloaders('counted', bs=4, device='cpu', needs=(), progress=False)
     assert run_scores(Bright(), dls) == dict(share_known=1., n_images=160, test=dict(share_known=1., n_images=200))
     rc = run_command(redo_train.__wrapped__, 'counted --model bright --steps 3 --bs 4 --size 32 --device cpu --no-progress --no-previews --out run'.split())
     said = capfd.readouterr()

@@ -67,7 +67,7 @@ def check_name(
 
 # %% ../../nbs/72_study.grid.ipynb #3208b382
 OWN = {k for k,o in inspect.signature(train_run).parameters.items() if o.kind is not o.VAR_KEYWORD}
-OWN -= {'out','seed','resume','progress','run_name','results','cbs','notes'}
+OWN -= {'out','seed','resume','progress','run_name','results','cbs','notes','more','steps'}
 _types = {'size': int, 'n_regions': int, 'save_every': float, 'previews': bool, 'skip_bad': bool, 'test': bool}
 _kinds = {int: 'whole number of sensible size', float: 'finite number', bool: 'true or false', str: 'text of one line'}
 
@@ -79,15 +79,16 @@ def fit_value(
     "An argument in the type that it needs; a `RedoError` where it does not fit"
     t = _types.get(k, str)
     if v is None: return v
-    if k == 'recipe' and isinstance(v, dict): return get_recipe(v)
     try:
+        if k == 'recipe' and isinstance(v, (dict,Recipe)): return get_recipe(v).as_dict()
         if isinstance(v, bool) != (t is bool): raise ValueError
-        if t is str and not isinstance(v, (str,os.PathLike,torch.device,Recipe)): raise ValueError
+        if t is str and not isinstance(v, (str,os.PathLike,torch.device)): raise ValueError
         if isinstance(v, str) and (not v.isprintable() or len(v) > 4096): raise ValueError
         if t in (bool,str): return v
         res = float(v)
         if not math.isfinite(res) or t is int and (res != int(res) or abs(res) > 2**31): raise ValueError
         return t(res)
+    except RedoError as e: raise RedoError(f'{where}: recipe: {e}') from None
     except (TypeError, ValueError, OverflowError):
         raise RedoError(f'{where}: {k} is {brief(v)}, which is no {_kinds[t]}') from None
 
@@ -99,7 +100,7 @@ class Grid:
     settings:dict # Name -> changes of the base
     data:dict # Name -> changes of the base
     seeds:list = 1 # A number, or a list
-    base:dict = field(default_factory=dict) # Arguments of `train_run`
+    base:dict = field(default_factory=dict) # Arguments of `train_run`, and options
     smoke:dict = field(default_factory=dict) # Changes of everything in a smoke run
     pictures:bool = False # Keep masks over time?
     about:str = '' # One line
@@ -116,36 +117,34 @@ class Grid:
             if not getattr(self, k): raise RedoError(f'{self.file}: there are no {k}: name at least one')
             named = {check_name(n, f'{self.file}: {k}'): o for n,o in getattr(self, k).items()}
             setattr(self, k, {n: {} if o is None else o for n,o in named.items()})
-        for d in self.data: self.args(d)
+        for d in self.data:
+            self.args(d)
+            for s in self._pick('setting', self.settings, self.data[d].get('settings')): self.args(d, s)
     def args(self,
         data:str, # Name of a data set
         setting:str=None, # Name of a setting; the base where None
         smoke:bool=False # In a smoke run?
-    )->dict: # Of `train_run`, in their types
+    )->dict: # Of `train_run`
         "Base, changed by data, setting and smoke, in this order"
-        res = {'spec': data}
+        res,odd = {'spec': data},None
         named = ('base',self.base), (data,self.data[data]), (setting,self.settings.get(setting, {})), ('smoke',self.smoke if smoke else {})
         for what,o in named:
             if not isinstance(o, dict): raise RedoError(f"{self.file}: {brief(what)} is {brief(o)}, not 'name: value' pairs")
             if 'spec' in o and what != data: raise RedoError(f"{self.file}: {brief(what)} has a spec: name the data set under 'data'")
             own = {k: v for k,v in o.items() if what != data or k not in ('seeds','settings')}
             res.update({k: fit_value(k, v, f'{self.file}: {brief(what)}') if k in OWN else v for k,v in own.items()})
-            self.check_options(res, what)
+            why = self._odd_option(res)
+            odd = why and (odd or f'{self.file}: {brief(what)}: {why}')
+        if odd and setting is not None: raise RedoError(odd)
         return res
 
 # %% ../../nbs/72_study.grid.ipynb #6961c78a
 @patch
-def check_options(self:Grid, args:dict, where:str):
-    "A `RedoError` where what is asked for beside the arguments of `train_run` is no option of the model, its training or its data"
-    options = {k: v for k,v in args.items() if k not in OWN}
+def _odd_option(self:Grid, args:dict):
+    "What is wrong with the options beside the arguments of `train_run`, going by the model, its training and its data; None where nothing is"
+    options = {str(k): v for k,v in args.items() if k not in OWN and (k, v) != ('steps', None)}
     try: get_recipe(args.get('recipe'), args.get('model'), **options)
-    except RedoError as e: raise RedoError(f'{self.file}: {brief(where)}: {e}') from None
-
-# %% ../../nbs/72_study.grid.ipynb #cba98fdc
-@patch
-def label(self:Grid, smoke:bool=False)->str:
-    "Name of results and folders"
-    return self.name + ('-smoke' if smoke else '')
+    except RedoError as e: return str(e)
 
 @patch
 def _pick(self:Grid, what:str, have:dict, names)->list:
@@ -156,6 +155,12 @@ def _pick(self:Grid, what:str, have:dict, names)->list:
     odd = [o for o in names if o not in have]
     if odd: raise RedoError(f"{self.file}: there is no {what} {brief(odd[0])}: known are {', '.join([*have][:20])}")
     return [o for o in have if not names or o in names]
+
+# %% ../../nbs/72_study.grid.ipynb #cba98fdc
+@patch
+def label(self:Grid, smoke:bool=False)->str:
+    "Name of results and folders"
+    return self.name + ('-smoke' if smoke else '')
 
 @patch
 def runs(self:Grid,
@@ -171,8 +176,9 @@ def runs(self:Grid,
     def own_seeds(d): return seed_list(self.data[d].get('seeds', self.seeds) if seeds is None else seeds, f'{self.file}: {d}')
     own,n = {d: own_seeds(d)[:1 if smoke else None] for d in data},100_000
     if sum(len(own[d])*len(some[d]) for d in data) > n: raise RedoError(f'{self.file}: these are more than {n:,} runs: name fewer seeds')
+    told = {(d,s): self.args(d, s, smoke) for d in data for s in some[d]}
     def run(d, s, i):
-        args = self.args(d, s, smoke) | {'notes': {'grid': self.label(smoke), 'data': d}}
+        args = told[d,s] | {'notes': {'grid': self.label(smoke), 'data': d}}
         return Run(s, i, args, at/file_name(d)/f'{file_name(s)}-{i}', self.pictures)
     res = [run(d, s, i) for i in dict.fromkeys(sum(own.values(), [])) for d in data if i in own[d] for s in some[d]]
     if not res: raise RedoError(f'{self.file}: no run is left of what was asked for: name other settings or data sets')
@@ -251,8 +257,8 @@ def check_runs(
     for o in runs:
         a = {k: v for k,v in o.args.items() if k in own}
         changes = {k: v for k,v in o.args.items() if k not in own or k == 'steps' and v is not None}
-        recipe,more = a.get('recipe') or 'robust',[a.get(k) for k in ('size','n_regions')]
-        try: run_config(o.out, True, a.get('spec'), recipe, *more, o.seed, changes, a.get('init'), a.get('model'))
+        more = [a.get(k) for k in ('size','n_regions')]
+        try: run_config(o.out, True, a.get('spec'), get_recipe(a.get('recipe'), a.get('model')), *more, o.seed, changes, a.get('init'), a.get('model'))
         except RedoError as e: raise RedoError(f'{grid.file}: {o}: {e}') from None
 
 # %% ../../nbs/72_study.grid.ipynb #5235ff24

@@ -81,6 +81,7 @@ def get_recipe(
 def _from_dict(d):
     "A recipe as a file holds it"
     if not {'model','train','data'} <= set(d): return _flat(d)
+    if odd := [k for k in d if k not in ('name','model_name','model','train','data')]: raise RedoError(f'a recipe has no entry {brief(odd[0])}: it has name, model_name, model, train and data')
     if odd := [k for k in ('model','train','data') if not isinstance(d[k], dict)]: raise RedoError(f"a recipe's {odd[0]} is {brief(d[odd[0]])}, not a table of options")
     cls,name = model_class(d.get('model_name')),d.get('name', 'default')
     if not isinstance(name, str): raise RedoError(f'a recipe is called {brief(name)}, which is no text')
