@@ -30,7 +30,7 @@ def common(
     **changes # Options, by full or short names; `nf` alone scales the generators with it
 )->dict:
     "`_SAME` with changes"
-    changes = {o if (o := k.partition('.')[2]) in _SAME else k: v for k,v in changes.items()}
+    changes = {k.removeprefix('model.'): v for k,v in changes.items()}
     nf = get_recipe('paper', nf=changes['nf']).model.nf if changes.get('nf') else None
     if nf and 'nf_gen' not in changes: changes['nf_gen'] = nf if nf == 'auto' else max(1, nf//2)
     return _SAME | changes
