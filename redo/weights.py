@@ -92,6 +92,7 @@ def fitting_model(
     most:int=5*10**8 # Weights that networks may have which the file does not hold
 ): # A `cls` with fresh weights
     "The model that options ask for, once they make sense and the tensors fit"
+    all_models() # what older files say is understood by later models
     try:
         cls,options = cls.revive(options)
         with torch.device('meta'): own = _shapes(cls(**options))

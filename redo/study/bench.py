@@ -73,7 +73,7 @@ def _compare_loading(
     "Training batches a second of `MemoryDL`"
     pics = Pictures(torch.randint(0, 256, (n,3,size,size), dtype=torch.uint8), None, [str(i) for i in range(n)])
     def load(bs):
-        dl = MemoryDL(pics, bs=bs, train=True, flip=True, reals=True, n_steps=steps, device=torch.device(device))
+        dl = MemoryDL(pics, bs=bs, train=True, flip=True, needs=('reals',), n_steps=steps, device=torch.device(device))
         def _f():
             for b in dl: pass
         return timed(_f, device)
@@ -117,7 +117,7 @@ def benchmark(
     compiled:bool=False, # torch.compile for the mask network?
     quick:bool=False, # Everything at its smallest, to see that it works?
     progress:bool=True, # Show progress bars?
-    **same # Recipe fields that all variants have in common
+    **same # Options that all variants have in common
 )->dict: # 'machine', 'settings', 'ceilings', 'variants', 'inference', 'loading'; 'flags' and 'scaling' where asked for
     "Measure training, inference and loading in one run"
     device = pick_device(device)
@@ -126,12 +126,12 @@ def benchmark(
     if min(bs) < 1: raise RedoError(f'batch size {min(bs)}: use 1 or more')
     if odd := set(variants or ())-set(VARIANTS): raise RedoError(f"unknown variant '{min(odd)}': known are {', '.join(VARIANTS)}")
     chosen = {n: v for n,v in VARIANTS.items() if n == 'paper' or not variants or n in variants}
-    get_recipe('paper', **common(**same))
     opts,alike = dict(device=str(device), progress=progress),common(**same)
+    get_recipe('paper', 'redo_fast', **alike)
     settings = dict(size=size, bs=list(bs), n_regions=n_regions, seconds=seconds, same=alike)
     res = dict(machine=machine_facts(device), settings=settings)
     res['variants'],res['ceilings'] = compare_recipes(chosen, size, bs, n_regions=n_regions, seconds=seconds, **opts, **same)
-    masks = dict(nf=same.get('nf_mask') or alike['nf'], compiled=compiled)
+    masks = dict(nf=alike['nf_mask'] or alike['nf'], compiled=compiled)
     res['inference'] = _compare_inference(size, (1,4) if quick else (1,32), seconds=seconds/4, **masks, **opts)
     res['loading'] = _compare_loading(size, bs, str(device), n=max(256, 2*max(bs)), seconds=seconds/20)
     if flags: res['flags'] = compare_flags(size, bs[0], n_regions=n_regions, seconds=seconds, **opts, **same)

@@ -138,18 +138,31 @@ def standing(
         for i in fit: res[i] = res[i] | {'withdrawn': str(o.get('why') or 'no reason is given')}
     return res,lost
 
+# %% ../../nbs/70_study.results.ipynb #5c1d9a30
+_idle = {'model.area_steps': None, 'model.reg_steps': None, 'model.binary_steps': 0} # Not in use
+
+def _full_names(
+    line:dict # As a file holds it
+)->dict: # The same, its changes by the full names of today
+    "A line whose changes have today's names"
+    old = line.get('changes')
+    if not isinstance(old, dict) or not old or any('.' in k for k in old): return line
+    try: new = model_class('redo_robust').revive_recipe(old)[1]
+    except (RedoError, TypeError, ValueError, OverflowError): return line
+    return line | {'changes': {k: v for k,v in new.items() if k not in _idle or v != _idle[k]}}
+
 # %% ../../nbs/70_study.results.ipynb #186a9608
 def load_results(
     *files, # Files of results
     withdrawn:bool=False # With the lines that others withdraw, and why in a column 'withdrawn'?
-)->pd.DataFrame: # A row a run; nested names joined by a dot, as in test.iou_set
+)->pd.DataFrame: # A row a run; nested names joined by a dot, as in test.iou_set and changes.train.lr.mask
     "Read results; lines that are not whole are skipped, and counted in a warning"
     read = [json_lines(f) for f in files]
     if bad := sum(n for _,n in read): warnings.warn(f"{bad} line(s) in {', '.join(map(str, files))} are not whole and were skipped")
     stand = [standing(r) for r,_ in read]
     for f,(_,lost) in zip(files, stand):
         if lost: warnings.warn(f"{f} withdraws {brief(lost[0])}, of which it holds no line before that")
-    rows = [o for r,_ in stand for o in r if withdrawn or 'withdrawn' not in o]
+    rows = [_full_names(o) for r,_ in stand for o in r if withdrawn or 'withdrawn' not in o]
     last = {o.get('id'): i for i,o in enumerate(rows)}
     return pd.json_normalize([o for i,o in enumerate(rows) if o.get('id') is None or last[o['id']] == i])
 

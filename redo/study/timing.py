@@ -27,10 +27,12 @@ _SAME = dict(nf=64, nf_mask=None, nf_gen=32, nf_disc=None, nf_latent=None, colla
 
 # %% ../../nbs/75_study.timing.ipynb #347a2d28
 def common(
-    **changes # Recipe fields; `nf` alone scales the generators with it
+    **changes # Options, by full or short names; `nf` alone scales the generators with it
 )->dict:
     "`_SAME` with changes"
-    if changes.get('nf') and 'nf_gen' not in changes: changes['nf_gen'] = max(1, get_recipe('paper', nf=changes['nf']).model.nf//2)
+    changes = {k.removeprefix('model.'): v for k,v in changes.items()}
+    nf = get_recipe('paper', nf=changes['nf']).model.nf if changes.get('nf') else None
+    if nf and 'nf_gen' not in changes: changes['nf_gen'] = nf if nf == 'auto' else max(1, nf//2)
     return _SAME | changes
 
 # %% ../../nbs/75_study.timing.ipynb #34c874f9
@@ -135,7 +137,7 @@ def variant_learner(
     variant:tuple, # Recipe and changes, as in `VARIANTS`
     dls:DataLoaders, # From `fixed_data`
     n_regions:int=2, # K
-    **same # Fields that all variants have in common
+    **same # Options that all variants have in common
 ):
     "Learner of a variant"
     recipe,changes = variant
@@ -201,7 +203,7 @@ def _step_flops(
     variant:tuple, # Recipe and changes
     size:int=128, # Side of the images
     n_regions:int=2, # K
-    **same # Fields in common
+    **same # Options in common
 )->int: # Operations of one step, for every image to redraw
     "Count the arithmetic of a training step"
     learn,count = variant_learner(variant, fixed_data(size, 1), n_regions, **same),_FlopCount()
@@ -227,7 +229,7 @@ def _variant_facts(
     bss:tuple=(4,8), # Batch sizes, growing
     device='cpu', # Device of the steps
     n_regions:int=2, # K
-    **same # Fields in common
+    **same # Options in common
 )->dict: # 'flops' an image and step, 'memory': batch size -> bytes
     "Arithmetic and peak memory of a variant; to be called in a process of its own"
     before,memory,learn = _peak_memory(device),{},None
@@ -298,7 +300,7 @@ def compare_recipes(
     n_regions:int=2, # K
     seconds:float=60., # Time for the rounds of all batch sizes together
     progress:bool=False, # Show progress bars?
-    **same # Fields in common
+    **same # Options in common
 )->tuple: # Name -> figures, and ceilings in operations a second
     "Training steps of recipes, in turns"
     variants,device = variants or VARIANTS,str(device)
@@ -320,8 +322,8 @@ def compare_recipes(
 def recipe_flags(
     name:str='fast', # Recipe
     base:str='paper' # What it is compared with
-)->dict: # Field -> its value in both, base first
-    "Fields in which two recipes differ"
+)->dict: # Full name of an option -> its value in both, base first
+    "Options in which two recipes differ, by themselves"
     d = recipe_changes(name, base)
     return {k: (a,b) for k,a,b in zip(d.option, d[base], d[name]) if k.split('.')[1] not in _SAME}
 
@@ -332,11 +334,11 @@ def compare_flags(
     device='cpu', # Device
     n_regions:int=2, # K
     seconds:float=60., # Time for all flags together
-    flags:dict=None, # Field -> value in both recipes; those of `fast` where None
+    flags:dict=None, # Option -> value in both recipes; those of `fast` where None
     progress:bool=False, # Show progress bars?
-    **same # Fields in common
+    **same # Options in common
 )->list: # Rows: flag, its values, speedup added to `paper` and in `fast` over `fast` without it; None where a flag cannot stand alone
-    "What each field of `fast` does for the time of a step"
+    "What each option of `fast` does for the time of a step"
     dls,flags,res = fixed_data(size, bs, device),recipe_flags() if flags is None else flags,[]
     def make(recipe, **changes):
         try: return variant_learner((recipe,changes), dls, n_regions, **same)

@@ -33,7 +33,6 @@ from ..core import *
 from ..data.spec import get_source, parse_spec
 from ..data.loaders import items_set
 from ..data.toy import DIGIT_SPLITS, digit_classes
-from ..models.redo import ReDO
 from ..nets.layers import SNConv2d
 from .cut import load_model, region_labels
 
@@ -140,7 +139,7 @@ _POOLS = dict(pixels=(None,'max','mean'), mask=(None,'mean'))
 class RegionFeatures(TransformerMixin, BaseEstimator):
     "Pictures to vectors, by a model that learned to cut pictures; a transformer of scikit-learn"
     def __init__(self,
-        model=None, # Model by its name, as `load_model` takes it, or a `ReDO`; not needed for 'pixels' and 'whole'
+        model=None, # Model by its name, as `load_model` takes it, or a `Decomposer`; not needed for 'pixels' and 'whole'
         kind:str='disc', # One of `FEATURES`, see the table
         pool:str=None, # 'pixels': 'max' (None) or 'mean'; 'mask': None or 'mean' over all positions
         size:int=None, # Side that pictures are fitted to; None: the model's, else as they come
@@ -182,23 +181,23 @@ def _check(self:RegionFeatures):
 
 # %% ../../nbs/63_use.features.ipynb #51b4561b
 def fresh_network(
-    net:ReDO, # Any model
+    net:Decomposer, # Any model
     seed:int # Seed of the weights
-)->ReDO: # Of the same shape
+)->Decomposer: # Of the same shape
     "A model as it is before training, ready for evaluation"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = ReDO(**net.config)
+        net = type(net)(**net.config)
     for o in net.modules():
         if isinstance(o, SNConv2d): o.iterate()
     return net
 
 # %% ../../nbs/63_use.features.ipynb #89682580
 @patch
-def _network(self:RegionFeatures)->ReDO: # In evaluation mode
+def _network(self:RegionFeatures)->Decomposer: # In evaluation mode
     "The model, trained or fresh, with the network that the features need"
     need = FEATURES[self.kind]
-    net = copy.deepcopy(self.model) if isinstance(self.model, ReDO) else load_model(self.model, self.device, (need,))
+    net = copy.deepcopy(self.model) if isinstance(self.model, Decomposer) else load_model(self.model, self.device, (need,))
     if getattr(net, need, None) is None or need in getattr(net, 'lacks', ()):
         raise RedoError(f"the model holds no trained '{need}' network, which '{self.kind}' needs: use one that has it")
     return (net if self.untrained is None else fresh_network(net, self.untrained)).to(self.device).eval()
@@ -228,7 +227,7 @@ def _vectors(self:RegionFeatures, x:Tensor)->Tensor: # (B,features)
         return _region_statistics(x, m) if kind == 'foreground' else F.adaptive_avg_pool2d(m, 16).flatten(1)
     if kind == 'disc': return net.disc.trunk(x)
     if kind == 'mask':
-        f = (net.mask if net.mask_ema is None else net.mask_ema).features(x)
+        f = (getattr(net, 'mask_ema', None) or net.mask).features(x)
         return f.mean((2,3)) if self.pool else f.flatten(1)
     return net.latent(x).flatten(1) if kind == 'latent' else net.latent.trunk(x)
 
