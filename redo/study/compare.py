@@ -16,8 +16,6 @@ from itertools import islice
 from pathlib import Path
 import numpy as np, pandas as pd
 from PIL import Image
-from fastai.basics import Callback
-from fastai.torch_core import get_model
 from matplotlib.figure import Figure
 from scipy.stats import binomtest, t as t_dist, wilcoxon
 from ..core import *
@@ -25,7 +23,7 @@ from ..data.spec import get_source
 from ..metrics import RegionScores
 from ..files import *
 from .results import append_result, json_lines, plain_json, result_line, running_steps, standing
-from ..ranks import is_main
+from ..train.phases import RunCallback
 
 # %% ../../nbs/73_study.compare.ipynb #ba778ae5
 def bin_means(
@@ -43,30 +41,26 @@ def bin_means(
     return {'step': [int(step[p[-1]]) for p in parts], **means}
 
 # %% ../../nbs/73_study.compare.ipynb #4f28424c
-class MaskRows(Callback):
+class MaskRows(RunCallback):
     "Keep the soft masks of a region of some validation pictures, before the first step and after every validation, as a row a file"
-    order,run_valid = 116,False # after the history, before the checkpoint
+    order,run_valid,main_only = 116,False,True # after the history, before the checkpoint
     def __init__(self,
         folder:Path, # Where `000.png` and so on are written
         n:int=6, # Pictures
         region:int=1, # Region
         side:int=64 # Larger masks are made this small
     ): self.folder,self.n,self.region,self.side = Path(folder),n,region,side
-    def before_fit(self):
-        self.run = is_main() and not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
-        if self.run and not hasattr(self, 'x'):
-            self.x = torch.cat([o[0].as_subclass(torch.Tensor) for o in islice(self.dls.valid, -(-self.n//self.dls.valid.bs))])[:self.n]
-            if not self.loss_history.scores: self.write()
+    def begin(self):
+        if hasattr(self, 'x'): return
+        self.x = torch.cat([o[0].as_subclass(torch.Tensor) for o in islice(self.dls.valid, -(-self.n//self.dls.valid.bs))])[:self.n]
+        if not self.loss_history.scores: self.write()
     def after_epoch(self): self.write()
-    @torch.no_grad()
     def write(self):
-        net = get_model(self.model)
-        was = net.training
-        m = net.eval().decompose(self.x.to(next(net.parameters()).device)).masks[:,self.region:self.region+1].float()
-        net.train(was)
+        m = next(predict(self.net, self.x, len(self.x)))[0].masks[:,self.region:self.region+1].float()
         if m.shape[-1] > self.side: m = F.adaptive_avg_pool2d(m, self.side)
         row = F.pad((m[:,0]*31).round()*(255/31), (0,1,0,1), value=255).byte().cpu() # 32 greys
-        with atomic_path(self.folder/f'{len(self.loss_history.scores):03d}.png') as p: Image.fromarray(torch.cat([*row], 1).numpy()).save(p)
+        file = self.folder/f'{len(self.loss_history.scores):03d}.png'
+        with atomic_path(file) as p: Image.fromarray(torch.cat([*row], 1).numpy()).save(p)
 
 # %% ../../nbs/73_study.compare.ipynb #b17e3759
 def mask_strip(

@@ -14,7 +14,7 @@ import hashlib, json, time
 from contextlib import ExitStack
 from pathlib import Path
 import pandas as pd, torch
-from fastai.basics import Callback, ifnone
+from fastai.basics import ifnone
 import redo.data.photos, redo.data.toy
 from ..core import *
 from ..files import *
@@ -28,7 +28,7 @@ from ..metrics import evaluate, scores_class
 import redo.metrics_mixtures
 from .results import *
 from ..use.segment import load_model
-from ..train.phases import NotFinite, StepLines
+from ..train.phases import NotFinite, RunCallback, StepLines
 from ..draw import preview_grid
 from ..weights import safe_load
 
@@ -104,28 +104,25 @@ def run_config(
     return have
 
 # %% ../../nbs/71_study.run.ipynb #e697d1a7
-class HistoryFiles(Callback):
+class HistoryFiles(RunCallback):
     "Keep `history.csv` and `losses.csv` up to date"
     order = 115
     def __init__(self,
         folder:Path # Where to write
     ): self.folder = Path(folder)
-    def before_fit(self): self.run = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
     def after_epoch(self):
         h = self.learn.loss_history
         for name,rows in (('history',h.scores), ('losses',h.steps)):
             with atomic_path(self.folder/f'{name}.csv') as p: pd.DataFrame(rows).to_csv(p, index=False)
 
 # %% ../../nbs/71_study.run.ipynb #54f85a3b
-class SaveOften(Callback):
+class SaveOften(RunCallback):
     "Write the checkpoint when the last one is old"
     order = 118
     def __init__(self,
         seconds:float=10. # Age of a checkpoint at which it is renewed
     ): self.seconds = seconds
-    def before_fit(self):
-        self.run = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
-        self.last,self.cost = time.monotonic(),0.
+    def begin(self): self.last,self.cost = time.monotonic(),0.
     def after_batch(self):
         start = time.monotonic()
         if not self.training or self.iter+1 == self.n_iter or start-self.last < max(self.seconds, 20*self.cost): return

@@ -14,7 +14,7 @@ from fastai.torch_core import get_model
 from ..core import *
 from ..files import *
 from ..ranks import any_rank, is_main
-from .phases import NotFinite, RegionLearner
+from .phases import NotFinite, RegionLearner, RunCallback
 from .watch import earlier_states
 from ..weights import safe_load
 
@@ -87,7 +87,7 @@ def check_finite(
     raise NotFinite(f'{name} is not finite after step {step}: lower the learning rate, or look at the pictures')
 
 # %% ../../nbs/52_train.resume.ipynb #7531baf4
-class Checkpoint(Callback):
+class Checkpoint(RunCallback):
     "Keep the state of the run in one file"
     order = 120
     def __init__(self,
@@ -111,15 +111,15 @@ class Checkpoint(Callback):
 
 # %% ../../nbs/52_train.resume.ipynb #ab9804e4
 @patch
-def before_fit(self:Checkpoint):
-    self.run,self.hit = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds'),False
-    if self.run and threading.current_thread() is threading.main_thread(): self.old = signal.signal(signal.SIGINT, self._hold)
+def begin(self:Checkpoint):
+    self.hit = False
+    if threading.current_thread() is threading.main_thread(): self.old = signal.signal(signal.SIGINT, self._hold)
 
 @patch
 def after_batch(self:Checkpoint):
     if not self.training: return
     last,self.hit = self.iter+1 == self.n_iter,any_rank(self.hit)
-    if not last and (self.hit or self.every and get_model(self.model).step % self.every == 0): self.save()
+    if not last and (self.hit or self.every and self.net.step % self.every == 0): self.save()
     if not last and self.hit: raise CancelFitException()
 
 @patch

@@ -14,43 +14,37 @@ from PIL import Image
 import numpy as np
 from fastai.basics import *
 from fastai.callback.tracker import TrackerCallback
-from fastai.torch_core import get_model
 from ..core import *
 from ..draw import *
 from ..files import *
 from ..ranks import agree, is_main
-from .phases import LossHistory
+from .phases import LossHistory, RunCallback
 
 # %% ../../nbs/51_train.watch.ipynb #285a5b4b
 from IPython.display import display
 
 # %% ../../nbs/51_train.watch.ipynb #1bcd0ec6
-class PreviewCallback(Callback):
+class PreviewCallback(RunCallback):
     "Draw `preview_grid` of some validation pictures after every validation"
-    order,run_valid = 70,False
+    order,run_valid,main_only = 70,False,True
     def __init__(self,
         folder:Path=None, # Where `preview_000500.png` and so on are written; nowhere if None
         n:int=6, # Pictures
         n_z:int=3, # Latents per region
         show:bool=False # Display in a notebook?
     ): store_attr()
-    def before_fit(self):
-        self.run = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
-        self.run = self.run and is_main()
-        if self.run and not hasattr(self, 'batch'):
-            x,*y = self.dls.valid.one_batch()
-            self.batch = [o[:self.n].as_subclass(Tensor).cpu() for o in (x,*y)]
+    def begin(self):
+        if not hasattr(self, 'batch'): self.batch = [o[:self.n].as_subclass(Tensor).cpu() for o in self.dls.valid.one_batch()]
     def after_epoch(self):
-        net = get_model(self.model)
-        self.image = preview_grid(net, self.batch[0].to(next(net.parameters()).device), *self.batch[1:2], n_z=self.n_z)
+        self.image = preview_grid(self.net, *self.batch[:2], n_z=self.n_z)
         if self.folder is not None:
-            with atomic_path(Path(self.folder)/f'preview_{net.step:06d}.png') as p: self.image.save(p)
+            with atomic_path(Path(self.folder)/f'preview_{self.net.step:06d}.png') as p: self.image.save(p)
         if self.show:
             if hasattr(self, 'out'): self.out.update(self.image)
             else: self.out = display(self.image, display_id=True)
 
 # %% ../../nbs/51_train.watch.ipynb #1a34dce3
-class CollapseGuard(Callback):
+class CollapseGuard(RunCallback):
     "Restart, or stop, a run one of whose regions is empty on training and validation data"
     order = 65
     def __init__(self,
@@ -61,7 +55,6 @@ class CollapseGuard(Callback):
     ):
         store_attr()
         self.events,self.stopped = [],False
-    def before_fit(self): self.run = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
     def before_validate(self): self.areas,self.count = 0.,0
     def after_pred(self):
         if self.training: return
@@ -70,6 +63,16 @@ class CollapseGuard(Callback):
     def after_train(self): self.n_iter_train = max(1, self.n_iter)
     def state(self): return dict(events=self.events)
     def load(self, state): self.events = list(state['events'])
+
+# %% ../../nbs/51_train.watch.ipynb #5f537e24
+@patch
+def _restart(self:CollapseGuard):
+    "Fresh weights, an optimizer that remembers nothing, trackers without a best score"
+    set_seed(step_seed(self.seed, 'restart', len(self.events)) % 2**32)
+    self.net.rebuild()
+    self.opt.clear_state()
+    for cb in self.learn.cbs:
+        if isinstance(cb, TrackerCallback): cb.best = math.inf if cb.comp == np.less else -math.inf
 
 # %% ../../nbs/51_train.watch.ipynb #91db3f37
 @patch
@@ -83,22 +86,13 @@ def after_epoch(self:CollapseGuard):
     if not self.count: return
     valid,train = agree(((self.areas/self.count).min().item(), self._train_area()))
     if not (valid < self.threshold and not train >= self.threshold): return
-    net = get_model(self.model)
-    again = (self.until is None or net.step <= self.until) and len(self.events) < self.restarts
+    again = (self.until is None or self.net.step <= self.until) and len(self.events) < self.restarts
     what = 'restarting' if again else 'stopping'
-    if is_main(): print(f'collapsed at step {net.step}: smallest region {valid:.3f} of the validation pictures, {train:.3f} in training; {what}')
-    self.events.append(dict(step=net.step, valid=valid, train=train, action=what, row=len(self.learn.loss_history.steps)))
+    areas = f'{valid:.3f} of the validation pictures, {train:.3f} in training'
+    if is_main(): print(f'collapsed at step {self.net.step}: smallest region {areas}; {what}')
+    self.events.append(dict(step=self.net.step, valid=valid, train=train, action=what, row=len(self.learn.loss_history.steps)))
     if not again: self.stopped = True; raise CancelFitException()
-    self._restart(net)
-
-# %% ../../nbs/51_train.watch.ipynb #5f537e24
-@patch
-def _restart(self:CollapseGuard, net):
-    set_seed(step_seed(self.seed, 'restart', len(self.events)) % 2**32)
-    net.rebuild()
-    self.opt.clear_state()
-    for cb in self.learn.cbs:
-        if isinstance(cb, TrackerCallback): cb.best = math.inf if cb.comp == np.less else -math.inf
+    self._restart()
 
 # %% ../../nbs/51_train.watch.ipynb #7397acec
 @patch
