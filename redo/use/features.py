@@ -92,19 +92,12 @@ def labelled_pictures(
     return x[list(order)],_picture_classes(spec, [names[i] for i in order])
 
 # %% ../../nbs/63_use.features.ipynb #83e12f4b
-# sRGB's primaries, white point D65
-_XYZ = torch.tensor([[.4124564,.3575761,.1804375],[.2126729,.7151522,.0721750],[.0193339,.1191920,.9503041]])
-_XYZ = _XYZ/_XYZ.sum(1, keepdim=True)
-
 def _to_lab(
     x:Tensor # Pictures in [-1,1], (B,3,H,W)
 )->Tensor: # (B,3,H,W): lightness in [0,1], a and b about in [-1,1] (hundredths of the usual units)
     "CIELAB of sRGB"
-    v = (x.float()+1)/2
-    lin = torch.where(v > .04045, ((v+.055)/1.055).clamp(min=0)**2.4, v/12.92)
-    t = torch.einsum('ij,bjhw->bihw', _XYZ.to(x.device), lin)
-    f = torch.where(t > (6/29)**3, t.clamp(min=1e-9)**(1/3), t*(29/6)**2/3 + 4/29)
-    return torch.stack([1.16*f[:,1]-.16, 5*(f[:,0]-f[:,1]), 2*(f[:,1]-f[:,2])], 1)
+    from kornia.color import rgb_to_lab
+    return rgb_to_lab((x.float()+1)/2)/100
 
 # %% ../../nbs/63_use.features.ipynb #f767d3d4
 def _histogram(bins, weights, n):
@@ -168,7 +161,7 @@ class RegionFeatures(TransformerMixin, BaseEstimator):
         X = _as_images(X, self.size_)
         batches = X.split(self.bs)
         if self.progress and X.numel() > 1e7: batches = progress_bar(batches, leave=False)
-        with torch.no_grad(): return torch.cat([self._vectors(o.to(self.device).float()/127.5-1).float().cpu() for o in batches]).numpy()
+        with torch.no_grad(): return torch.cat([self._vectors(to_range(o.to(self.device))).float().cpu() for o in batches]).numpy()
 
 # %% ../../nbs/63_use.features.ipynb #bf03f1e6
 @patch
@@ -206,7 +199,7 @@ def _network(self:RegionFeatures)->Decomposer: # In evaluation mode
 @patch
 def _regions(self:RegionFeatures, x:Tensor)->list: # Indices
     "Regions that are not background"
-    with torch.no_grad(): masks = torch.cat([self._masks(o.to(self.device).float()/127.5-1).cpu() for o in x.split(self.bs)])
+    with torch.no_grad(): masks = torch.cat([self._masks(to_range(o.to(self.device))).cpu() for o in x.split(self.bs)])
     known = self.net_.notes.get('assignment') if self.untrained is None else None
     return [k for k,c in enumerate(region_labels(list(masks), None, known)[0]) if c]
 
@@ -263,7 +256,7 @@ class AutoEncoder(TransformerMixin, BaseEstimator):
     def transform(self, X):
         "Codes of pictures, (N,code) float32"
         check_is_fitted(self, 'net_')
-        with torch.no_grad(): return torch.cat([self.net_[0](o.float()/127.5-1) for o in _as_images(X, self.size_).split(64)]).numpy()
+        with torch.no_grad(): return torch.cat([self.net_[0](to_range(o)) for o in _as_images(X, self.size_).split(64)]).numpy()
 
 # %% ../../nbs/63_use.features.ipynb #975eae01
 @patch
@@ -280,7 +273,7 @@ def _build(self:AutoEncoder)->nn.Sequential: # Encoder and decoder
 @patch
 def _step(self:AutoEncoder, x:Tensor, opt)->float: # Mean squared error before the step
     "One step on pictures drawn at random"
-    t = x[torch.randint(len(x), (self.bs,))].float()/127.5-1
+    t = to_range(x[torch.randint(len(x), (self.bs,))])
     loss = F.mse_loss(self.net_(t), t)
     opt.zero_grad()
     loss.backward()
@@ -292,7 +285,7 @@ def _step(self:AutoEncoder, x:Tensor, opt)->float: # Mean squared error before t
 def paint(self:AutoEncoder, X)->Tensor: # (N,3,size,size) uint8
     "Pictures through the code and back"
     check_is_fitted(self, 'net_')
-    with torch.no_grad(): return ((self.net_(_as_images(X, self.size_).float()/127.5-1)+1)*127.5).round().byte()
+    with torch.no_grad(): return ((self.net_(to_range(_as_images(X, self.size_)))+1)*127.5).round().byte()
 
 # %% ../../nbs/63_use.features.ipynb #43f5b788
 def _draw_gallery(

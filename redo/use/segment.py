@@ -207,7 +207,7 @@ def redraw_files(
         if not x: continue
         file = out/(f'{chunk[0][1]}.redraw.png' if rows == 1 else f'redraw_{i+1:02d}.png')
         try:
-            with atomic_path(file) as p: preview_grid(model, torch.stack(x).to(dev)/127.5-1, None, n_z, scale, seed).save(p)
+            with atomic_path(file) as p: preview_grid(model, to_range(torch.stack(x).to(dev)), None, n_z, scale, seed).save(p)
             res['files'].append(str(file))
         except RedoError as e:
             if _full(e): raise
