@@ -3,7 +3,8 @@ import json, shutil, subprocess, sys
 import pandas as pd, pytest, torch
 from PIL import Image
 import redo.data.toy
-from redo.cli import redo_benchmark, redo_experiment, redo_train, run_command
+from redo.cli import redo_benchmark, redo_train
+from redo.command import run_command
 from redo.data.spec import get_source
 from redo.files import folder_lock
 from redo.models.redo import ReDO
@@ -111,10 +112,12 @@ def test_steps_by_set(run, tmp_path):
     argv[argv.index('--set')+1] += ',steps=3'
     assert run(redo_train, 'digits', *argv, '--out', tmp_path/'a') == (0, '')
     assert len(pd.read_csv(tmp_path/'a/losses.csv')) == 3
-    rc,said = run(redo_train, 'digits', *argv, '--steps', 4, '--out', tmp_path/'b')
-    assert rc == 1
-    one_line(said, '--steps 4', 'steps=3')
-    for o in ('bs=4','steps=4'):
+    full = [o.replace(',steps=3', ',train.steps=3') for o in argv]
+    for o,word in ((argv,'--set steps=3'), (full,'--set train.steps=3')):
+        rc,said = run(redo_train, 'digits', *o, '--steps', 4, '--out', tmp_path/'b')
+        assert rc == 1
+        one_line(said, '--steps 4', word)
+    for o in ('bs=4','steps=4','train.bs=4'):
         rc,said = run(redo_benchmark, '--quick', '--set', o)
         assert rc == 1
         one_line(said, o)

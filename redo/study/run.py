@@ -93,6 +93,7 @@ def run_config(
     "Configuration of the run in a folder: a new one as asked, or the one that is there"
     out,changes = check_folder(out, names=RUN_FILES['']),changes or {}
     spec,init = None if spec is None else str(parse_spec(spec)),None if init is None else str(init)
+    if seed is not None and not -2**63 <= seed < 2**64: raise RedoError(f'seed={brief(seed)}: use a whole number from 0 to 2**64-1')
     if not (out/'run.json').exists():
         r = get_recipe(recipe, model, **changes)
         own = dict(spec=spec or 'digits', model=r.model_name, size=size, n_regions=n_regions, seed=seed or 0, recipe=r.as_dict())
@@ -204,8 +205,8 @@ def begin_run(
     if run_state_of(out) != state:
         raise RedoError(f'{out} was written to by another process just now: choose another folder, or go on with --resume')
     for folder,names in RUN_FILES.items(): remove_leftovers(out/folder, names)
-    write_json(out/'run.json', cfg)
     if results: append_result(results)
+    write_json(out/'run.json', cfg)
     return (out/'checkpoint.pth').exists()
 
 # %% ../../nbs/71_study.run.ipynb #7605b7e1
@@ -237,7 +238,8 @@ def _outcome(learn, scores):
     guard = getattr(learn, 'collapse_guard', None)
     stopped,least = getattr(guard, 'stopped', False),dict(least=learn.recipe.train.collapse) if guard else {}
     failed = ['collapsed'] if stopped else learn.model.failures(scores, **least)
-    return dict(status='collapsed' if stopped else 'finished', collapsed='collapsed' in failed, failed=failed, collapses=getattr(guard, 'events', []))
+    events = getattr(guard, 'events', [])
+    return dict(status='collapsed' if stopped else 'finished', collapsed='collapsed' in failed, failed=failed, collapses=events)
 
 def write_run(
     learn, # Trained learner
@@ -258,7 +260,8 @@ def write_run(
     own = {k: cfg[k] for k in ('spec','model','size','n_regions','seed','init') if k in cfg}
     pics = {k: v for k,v in learn.checkpoint.extra.items() if k in ('pictures','pictures_before') and v}
     own |= dict(steps=net.step, n_pictures=len(learn.dls.train_ds), seconds=round(h.seconds, 2), recipe_name=r.name, recipe=r.as_dict())
-    return dict(run=name, id=cfg['id'], **_outcome(learn, scores), **scores, **own, **pics, losses=dict(h.steps[-1]), **run_record(cfg, test))
+    own |= pics | dict(losses=dict(h.steps[-1]), **run_record(cfg, test))
+    return dict(run=name, id=cfg['id'], **_outcome(learn, scores), **scores, **own)
 
 # %% ../../nbs/71_study.run.ipynb #d686ec1e
 def end_run(

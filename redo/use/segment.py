@@ -137,6 +137,28 @@ def _look_at(
             else: res.append((f,n,*got))
     return res
 
+# %% ../../nbs/64_use.segment.ipynb #3ac6a48e
+def _write_group(
+    items, # [(file, name, picture or None, masks, labels)]
+    out, # Folder
+    kinds, # Pictures to write
+    after, # As for `segment_files`
+    done, # Name -> what `regions.json` says of it, to be filled
+    bad # Name -> what failed, to be filled
+):
+    "Write the results of some pictures"
+    def one(o):
+        f,n,img,masks,labels = o
+        try:
+            seg = Segmentation(_read(f) if img is None else img, masks, labels)
+            if after: seg = after(seg)
+            _save(seg, out/n, kinds)
+            done[n] = dict(file=_text(f), name=n, size=list(seg.image.size), regions=seg.regions())
+        except RedoError as e:
+            bad[n] = dict(file=_text(f), error=_text(e))
+            if _full(e): raise
+    parallel_map(one, items)
+
 # %% ../../nbs/64_use.segment.ipynb #ba71d227
 def segment_files(
     model:Decomposer, # Any trained decomposer
@@ -163,19 +185,9 @@ def segment_files(
             masks,known = cut_pictures(model, [w for *_,w in seen])
             if res['labels'] is None or model.permutes: each,how = picture_labels(model, masks, background, known)
             if res['labels'] is None: res['labels'],res['how'] = each[0],how
-            each = dict(zip([n for _,n,*_ in seen], each if model.permutes else [res['labels']]*len(seen)))
-            masks,imgs = dict(zip([n for _,n,*_ in seen], masks)),{n: img for _,n,img,_ in seen}
-            def one(o):
-                f,n,img = o
-                try:
-                    seg = Segmentation(_read(f) if img is None else img, masks[n], each[n])
-                    if after: seg = after(seg)
-                    _save(seg, out/n, kinds)
-                    done[n] = dict(file=_text(f), name=n, size=list(seg.image.size), regions=seg.regions())
-                except RedoError as e:
-                    bad[n] = dict(file=_text(f), error=_text(e))
-                    if _full(e): raise
-            for g in pixel_groups([o[:2] for o in seen]): parallel_map(one, [(f,n,imgs.pop(n)) for f,n in g])
+            each = each if model.permutes else [res['labels']]*len(seen)
+            todo = {n: (f,n,img,m,o) for (f,n,img,_),m,o in zip(seen, masks, each)}
+            for g in pixel_groups([o[:2] for o in seen]): _write_group([todo.pop(n) for _,n in g], out, kinds, after, done, bad)
     finally:
         res['pictures'],res['failed'] = [done[n] for _,n in items if n in done],[bad[n] for _,n in items if n in bad]
         if done or bad and not (out/'regions.json').exists():
