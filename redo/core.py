@@ -196,7 +196,9 @@ def pick_device(
     "Device by name; a `RedoError` where this machine does not have it"
     if device in (None, '', 'auto'): return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     try: return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as e: raise RedoError(f"device '{device}' is not available here ({str(e).splitlines()[0]}): use 'cpu' or 'auto'") from None
+    except (RuntimeError, AssertionError) as e:
+        why = str(e).splitlines()[0]
+        raise RedoError(f"device '{device}' is not available here ({why}): use 'cpu' or 'auto'") from None
 
 # %% ../nbs/01_core.ipynb #2ac1be8e
 def _project(): # Folder of the project, or the current one outside of it
@@ -208,7 +210,8 @@ def fixture_path(
 )->Path: # The path
     "Path in the project's own fixtures"
     path = _project().joinpath('tests', 'fixtures', *parts)
-    if not path.exists(): raise RedoError(f'{path} does not exist: fixtures are part of a clone of the project, not of the installed package')
+    if not path.exists():
+        raise RedoError(f'{path} does not exist: fixtures are part of a clone of the project, not of the installed package')
     return path
 
 def shared_path(

@@ -4,12 +4,13 @@ from pathlib import Path
 import pytest
 
 # Adam makes full steps of gradients that are nothing but rounding, so the learning rates are small
-slow = dict(lr_mask=1e-5, lr_gen=1e-5, lr_latent=1e-5, lr_disc=1e-5)
+slow = dict(lr_mask=1e-5, lr_regions=1e-5, lr_latent=1e-5, lr_disc=1e-5)
 cases = dict(paper=dict(recipe='paper', **slow), robust=dict(recipe='robust', nf_mask=8, nf_disc=8, collapse=0., bf16=False, w_area=1., min_area=.45, w_binary=1., ema=.9, **slow),
-    options=dict(recipe='fast', bf16=False, adversarial='relativistic', r1=1., r1_every=2, color=1., redraws=1, shift=.125, reg="concrete_pdf", w_area=1., min_area=.4175, **slow),
-    pairs=dict(recipe='paper', adversarial='relativistic', **slow),
+    options=dict(recipe='paper', model='redo_robust', freeze_disc=True, reuse_fakes=True, shared_disc_pass=True, channels_last=True, fused=True,
+        adversarial='relativistic', r1=1., r1_every=2, color=1., redraws='one', shift=.125, reg='concrete_pdf', w_area=1., min_area=.4175, **slow),
+    pairs=dict(recipe='paper', model='redo_robust', adversarial='relativistic', **slow),
     collapse=dict(recipe='paper', w_z=0., collapse=.9, restarts=1, **slow))
-argv = 'digits --steps 4 --set nf=4,bf16=false,lr_mask=1e-5,lr_gen=1e-5,lr_latent=1e-5,lr_disc=1e-5 --device cpu --no-previews --no-progress'.split()
+argv = 'digits --steps 4 --set nf=4,bf16=false,lr_mask=1e-5,lr_regions=1e-5,lr_latent=1e-5,lr_disc=1e-5 --device cpu --no-previews --no-progress'.split()
 
 def learner(out, name, **kw):
     "A tiny learner of one case"

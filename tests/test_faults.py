@@ -166,7 +166,7 @@ def test_kill_9(train, whole, tmp_path):
         same(ref, out)
         assert left >= 1
         ids = [json.loads(o)['id'] for o in (tmp_path/'results.jsonl').read_text().splitlines()]
-        assert len(set(ids)) == finished+1, ids
+        assert len(set(ids)) == 1 and len(ids) > finished, ids # the same configuration; killed between line and summary, a run says its line again
     finally: print(f'REDO_FAULT_SEED={seed}: {finished+1} runs, {left} files left half-written, (kind, seconds or file, steps written before and after): {log}')
 
 # The disk

@@ -45,7 +45,9 @@ def recipe_names(
 
 def _named(name, cls):
     "A recipe by name, for a model"
-    if not _owner(name, cls): raise RedoError(f"unknown recipe {brief(name)} of model '{cls.model_name}': use one of {', '.join(recipe_names(cls.model_name)) or 'default'}")
+    if not _owner(name, cls):
+        known = ', '.join(recipe_names(cls.model_name)) or 'default'
+        raise RedoError(f"unknown recipe {brief(name)} of model '{cls.model_name}': use one of {known}")
     changes = dict(vars(_owner(name, cls))['recipes'][name])
     base = changes.pop('base', None)
     r = _named(base, cls) if base else _default(cls)
@@ -54,6 +56,16 @@ def _named(name, cls):
 def _default(cls): return Recipe('default', cls.model_name, cls.options_class()(), TrainOptions(), DataOptions())
 
 # %% ../../nbs/53_train.recipes.ipynb #d8ffa639
+def _changed(r, changes):
+    "A recipe with changes; an unknown option is looked for in other models"
+    try: return r.changed(**changes)
+    except RedoError as e:
+        odd = next((k for k in changes if f'unknown option {brief(k)}:' in str(e)), None)
+        own = lambda c: c.options_class().model_fields
+        have = [c.model_name for c in all_models().values() if odd and odd.removeprefix('model.') in own(c)]
+        if not have: raise RedoError(str(e)) from None
+        raise RedoError(f"unknown option {brief(odd)} of model '{r.model_name}': a model that has it is {' or '.join(have)}") from None
+
 def get_recipe(
     recipe=None, # Name, a `Recipe`, or a dictionary as `as_dict` gives it, in today's form or an older one
     model:str=None, # Name of a model; None: the recipe's, and without a recipe that of 'robust'
@@ -64,29 +76,30 @@ def get_recipe(
     elif isinstance(recipe, Recipe): r = recipe
     elif model is None:
         owners = recipe_names()
-        if (recipe := recipe or 'robust') not in owners: raise RedoError(f"unknown recipe {brief(recipe)}: use one of {', '.join(owners)}")
+        if (recipe := recipe or 'robust') not in owners:
+            raise RedoError(f"unknown recipe {brief(recipe)}: use one of {', '.join(owners)}")
         r = _named(recipe, model_class(owners[recipe]))
     else:
         cls = model_class(model)
         recipe = recipe or next(reversed(vars(cls).get('recipes', {})), 'default')
         r = _default(cls) if recipe == 'default' else _named(recipe, cls)
-    if model is not None and r.model_name != model_class(model).model_name: raise RedoError(f"recipe '{r.name}' is for model '{r.model_name}', not '{model}'")
-    if not changes: return r
-    try: return r.changed(**changes)
-    except RedoError as e:
-        odd = next((k for k in changes if f'unknown option {brief(k)}:' in str(e)), None)
-        have = [c.model_name for c in all_models().values() if odd and odd.removeprefix('model.') in c.options_class().model_fields]
-        raise RedoError(f"unknown option {brief(odd)} of model '{r.model_name}': a model that has it is {' or '.join(have)}" if have else str(e)) from None
+    if model is not None and r.model_name != model_class(model).model_name:
+        raise RedoError(f"recipe '{r.name}' is for model '{r.model_name}', not '{model}'")
+    return _changed(r, changes) if changes else r
 
+# %% ../../nbs/53_train.recipes.ipynb #5341c43f
 def _from_dict(d):
     "A recipe as a file holds it"
     if not {'model','train','data'} <= set(d): return _flat(d)
-    if odd := [k for k in d if k not in ('name','model_name','model','train','data')]: raise RedoError(f'a recipe has no entry {brief(odd[0])}: it has name, model_name, model, train and data')
-    if odd := [k for k in ('model','train','data') if not isinstance(d[k], dict)]: raise RedoError(f"a recipe's {odd[0]} is {brief(d[odd[0]])}, not a table of options")
+    if odd := [k for k in d if k not in ('name','model_name','model','train','data')]:
+        raise RedoError(f'a recipe has no entry {brief(odd[0])}: it has name, model_name, model, train and data')
+    if odd := [k for k in ('model','train','data') if not isinstance(d[k], dict)]:
+        raise RedoError(f"a recipe's {odd[0]} is {brief(d[odd[0]])}, not a table of options")
     cls,name = model_class(d.get('model_name')),d.get('name', 'default')
     if not isinstance(name, str): raise RedoError(f'a recipe is called {brief(name)}, which is no text')
     base = _named(name, cls) if _owner(name, cls) else _default(cls)
-    return Recipe(name, cls.model_name, **change_options(base.groups(), {f'{g}.{k}': v for g in ('model','train','data') for k,v in d[g].items()}))
+    changes = {f'{g}.{k}': v for g in ('model','train','data') for k,v in d[g].items()}
+    return Recipe(name, cls.model_name, **change_options(base.groups(), changes))
 
 def _flat(d):
     "A recipe of an older version, which was one flat list of ReDO's options"
@@ -106,13 +119,29 @@ def flat_options(
     return {k: v for g in ('model','train','data') for o,w in d[g].items() for k,v in one(f'{g}.{o}', w).items()}
 
 # %% ../../nbs/53_train.recipes.ipynb #f9fa0e78
-_why = {'model.nf': 'width follows the size of the pictures: 16 at 32 px, 64 at 128 px', 'model.nf_mask': 'the cheapest network decides about every pixel: it keeps its width',
-    'model.nf_disc': 'a wide discriminator sees seams of one pixel', 'model.w_z': 'a weaker pull of conservation does no harm where a floor keeps regions alive',
-    'model.w_area': 'a floor under areas: with it no run of ten failed', 'model.min_area': 'half of the default: objects may be small', 'model.ema': 'single checkpoints swing; their average does not',
-    'train.steps': 'a minute or two at 32 px on a CPU', 'train.bs': 'more steps in the same time', 'train.lr.mask': 'as fast as short runs need and bear', 'train.lr.regions': 'as short runs need',
-    'train.lr.latent': 'as the generators', 'train.lr.disc': 'twice the generators: the judge keeps ahead', 'train.decay': 'what was found is kept', 'train.collapse': 'the last resort',
-    'data.resize': 'no aliasing', 'model.freeze_disc': 'the same result, fewer gradients', 'model.reuse_fakes': 'saves a second drawing', 'model.shared_disc_pass': 'one forward and backward pass of the discriminator instead of two',
-    'model.channels_last': 'the order in which convolutions compute', 'train.bf16': 'half the memory traffic, faster convolutions', 'train.fused': 'fewer passes over the weights'}
+_why = {
+    'model.nf': 'width follows the size of the pictures: 16 at 32 px, 64 at 128 px',
+    'model.nf_mask': 'the cheapest network decides about every pixel: it keeps its width',
+    'model.nf_disc': 'a wide discriminator sees seams of one pixel',
+    'model.w_z': 'a weaker pull of conservation does no harm where a floor keeps regions alive',
+    'model.w_area': 'a floor under areas: with it no run of ten failed',
+    'model.min_area': 'half of the default: objects may be small',
+    'model.ema': 'single checkpoints swing; their average does not',
+    'train.steps': 'a minute or two at 32 px on a CPU',
+    'train.bs': 'more steps in the same time',
+    'train.lr.mask': 'as fast as short runs need and bear',
+    'train.lr.regions': 'as short runs need',
+    'train.lr.latent': 'as the generators',
+    'train.lr.disc': 'twice the generators: the judge keeps ahead',
+    'train.decay': 'what was found is kept',
+    'train.collapse': 'the last resort',
+    'data.resize': 'no aliasing',
+    'model.freeze_disc': 'the same result, fewer gradients',
+    'model.reuse_fakes': 'saves a second drawing',
+    'model.shared_disc_pass': 'one forward and backward pass of the discriminator instead of two',
+    'model.channels_last': 'the order in which convolutions compute',
+    'train.bf16': 'half the memory traffic, faster convolutions',
+    'train.fused': 'fewer passes over the weights'}
 
 # %% ../../nbs/53_train.recipes.ipynb #3716334f
 def recipe_changes(
@@ -123,4 +152,5 @@ def recipe_changes(
     new = get_recipe(name)
     old = get_recipe(base, new.model_name) if base in recipe_names(new.model_name) else get_recipe(base)
     a,b = flat_options(old),flat_options(new)
-    return pd.DataFrame([dict(option=k, **{base: a.get(k), name: b.get(k)}, why=_why.get(k, '')) for k in {**a, **b} if a.get(k) != b.get(k)])
+    row = lambda k: {'option': k, base: a.get(k), name: b.get(k), 'why': _why.get(k, '')}
+    return pd.DataFrame([row(k) for k in {**a, **b} if a.get(k) != b.get(k)])
