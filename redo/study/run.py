@@ -16,7 +16,9 @@ from pathlib import Path
 import pandas as pd, torch
 from fastai.basics import Callback, ifnone
 import redo.data.photos, redo.data.toy
+from typing import Any
 from ..core import *
+from ..config import *
 from ..files import *
 from ..ranks import *
 from ..data.spec import as_size, get_source, parse_spec
@@ -55,6 +57,25 @@ def check_same(
         if v is None or have.get(k) == v: continue
         raise RedoError(f'{out} holds another run: its {k} is {have.get(k)}, not {v}; leave the option out to go on with that run, or choose another folder')
 
+# %% ../../nbs/71_study.run.ipynb #33461c62
+class _RunFile(Options):
+    "What `run.json` must hold where a run is to be taken up again"
+    spec:str = option('', 'Data set')
+    seed:int = option(0, 'Seed of everything', -2**63, 2**64-1)
+    size:number(int, 1, 2**16)|tuple[number(int, 1, 2**16),number(int, 1, 2**16)]|None = option(None, 'Side of the pictures, or (h,w)')
+    n_regions:number(int, 1, 1024)|None = option(None, 'Number of regions')
+    recipe:dict[str,Any] = option({}, 'The whole recipe')
+    start:dict[str,Any]|None = option(None, 'Where it was begun')
+    resumed:list[dict] = option([], 'Where it was taken up again')
+    told:dict[str,Any] = option({}, 'What else it was told')
+
+def _check_run_file(have, file):
+    "A `RedoError` where the configuration of a run cannot be"
+    if lost := [k for k in ('spec','size','n_regions','seed','recipe') if k not in have]: raise RedoError(f'{file} is damaged (no {lost[0]}): choose another folder')
+    try: _RunFile(**{k: have[k] for k in _RunFile.model_fields if k in have})
+    except RedoError as e: raise RedoError(f'{file} is damaged ({e}): choose another folder') from None
+
+
 # %% ../../nbs/71_study.run.ipynb #115cc40a
 def run_config(
     out:Path, # Folder of the run
@@ -77,7 +98,7 @@ def run_config(
         return own | ({'init': str(init)} if init else {})
     have = read_json(out/'run.json')
     if 'command' in have: raise RedoError(f"{out} holds a run of {brief(have['command'])}: choose another folder")
-    if not {'spec','size','n_regions','seed','recipe'} <= set(have): raise RedoError(f'{out}/run.json is damaged: choose another folder')
+    _check_run_file(have, out/'run.json')
     if not resume:
         what = f"{have['spec']}, recipe {have['recipe'].get('name')}, seed {have['seed']}"
         raise RedoError(f'{out} holds a {run_state_of(out)} run already ({what}): take it up with --resume (resume=True), or choose another folder')
@@ -270,9 +291,9 @@ def train_run(
 def begin_run(cfg:dict, out:Path, state:str, results:Path=None)->bool: # Is there a checkpoint to go on from?
     "Write down what is about to run, and make sure that its result can be"
     if run_state_of(out) != state: raise RedoError(f'{out} was written to by another process just now: choose another folder, or go on with --resume')
+    if results: append_result(results)
     for folder,names in RUN_FILES.items(): remove_leftovers(out/folder, names)
     write_json(out/'run.json', cfg)
-    if results: append_result(results)
     return (out/'checkpoint.pth').exists()
 
 def end_run(learn, cfg:dict, out:Path, name:str, results:Path=None, test:bool=True, notes:dict=None, more=None)->dict: # The summary
