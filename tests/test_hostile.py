@@ -221,10 +221,12 @@ for o in ('black','single'):
     for t in ('grabcut','kmeans'): row(f'teach {t} {o}', f'{teach} --teacher {t}'.replace('pics', o), '')
 
 @pytest.fixture
-def call(shelf, tmp_path, monkeypatch, capfd):
+def call(shelf, tmp_path, monkeypatch, capfd, request):
     "`call(row)` runs it in a folder of its own, for ten seconds at most: exit status, stderr and what is left in new/"
     monkeypatch.chdir(tmp_path)
-    for o in shelf.iterdir(): shutil.copytree(o, o.name) if o.is_dir() else shutil.copy(o, o.name)
+    argv = request.node.callspec.params['argv']
+    for o in shelf.iterdir():
+        if o.name in argv: shutil.copytree(o, o.name) if o.is_dir() else shutil.copy(o, o.name)
     def late(*args): raise TimeoutError('this hangs')
     old,was = signal.signal(signal.SIGALRM, late),resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (2**34,was[1])) # what wants more than that is stopped before the machine is
