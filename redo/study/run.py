@@ -71,10 +71,10 @@ class _RunFile(Options):
 
 def _check_run_file(have, file):
     "A `RedoError` where the configuration of a run cannot be"
-    if lost := [k for k in ('spec','size','n_regions','seed','recipe') if k not in have]: raise RedoError(f'{file} is damaged (no {lost[0]}): choose another folder')
+    if lost := [k for k in ('spec','size','n_regions','seed','recipe') if k not in have]:
+        raise RedoError(f'{file} is damaged (no {lost[0]}): choose another folder')
     try: _RunFile(**{k: have[k] for k in _RunFile.model_fields if k in have})
     except RedoError as e: raise RedoError(f'{file} is damaged ({e}): choose another folder') from None
-
 
 # %% ../../nbs/71_study.run.ipynb #115cc40a
 def run_config(
