@@ -126,7 +126,8 @@ def full_name(
         if key in o.model_fields: return g,key,None
     for g,o in groups.items():
         for name in o.model_fields:
-            if _is_table(o, name) and str(key).startswith((f'{name}_', f'{name}.')) and key[len(name)+1:]: return g,name,str(key)[len(name)+1:]
+            part = str(key)[len(name)+1:]
+            if _is_table(o, name) and part and str(key).startswith((f'{name}_', f'{name}.')): return g,name,part
     known = [f'{g}.{k}' for g,o in groups.items() for k in sorted(o.model_fields)]
     raise RedoError(f"unknown option {brief(key)}: known are {', '.join(known)}")
 

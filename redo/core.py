@@ -6,8 +6,8 @@ Docs: https://redo-segmentation.github.io/redo/core.html.md"""
 
 # %% auto #0
 __all__ = ['MODELS', 'Decomposition', 'Decomposer', 'register_model', 'all_models', 'model_class', 'to_range', 'evaluating',
-           'predict', 'step_seed', 'step_generator', 'set_seed', 'pick_device', 'fixture_path', 'shared_path',
-           'versions', 'RedoError']
+           'predict', 'step_seed', 'step_generator', 'check_seed', 'set_seed', 'pick_device', 'fixture_path',
+           'shared_path', 'versions', 'RedoError']
 
 # %% ../nbs/01_core.ipynb #6cb674f7
 import os, random, hashlib, importlib, pkgutil, platform
@@ -186,8 +186,14 @@ def step_generator(
     return torch.Generator(device=device).manual_seed(step_seed(seed, stream, step))
 
 # %% ../nbs/01_core.ipynb #f016c361
+def check_seed(seed:int)->int: # The same
+    "A `RedoError` where PyTorch takes no such seed"
+    if type(seed) is int and -2**63 <= seed < 2**64: return seed
+    raise RedoError(f'seed={str(seed)[:40]}: use a whole number from -2**63 to 2**64-1')
+
 def set_seed(seed:int):
     "Seed Python, NumPy and PyTorch"
+    check_seed(seed)
     random.seed(seed); np.random.seed(seed % 2**32); torch.manual_seed(seed)
 
 def pick_device(

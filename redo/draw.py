@@ -80,7 +80,7 @@ def preview_grid(
     shown = range(k) if k <= most else deco.areas().mean(0).topk(most)[1].sort()[0].tolist()
     cols = _columns(deco, x, truth, shown)
     if hasattr(model, 'redraw'):
-        z = torch.randn(n_z, b, k, model.nz, generator=torch.Generator().manual_seed(seed)).to(x.device)
+        z = torch.randn(n_z, b, k, model.nz, generator=torch.Generator().manual_seed(check_seed(seed))).to(x.device)
         with evaluating(model): fakes = torch.stack([model.redraw(x, o, deco.masks.float())[1] for o in z])
         cols += [to_uint8(fakes[i,:,j]) for j in shown for i in range(n_z)]
     return picture_grid(cols, scale)

@@ -173,7 +173,9 @@ def _read_config(path): # `config.json`
     elif not whole(step, 0, 2**62): why = f'step {brief(step)}'
     elif not isinstance(notes, dict): why = f'notes {brief(notes)}'
     elif not regions: why = f'assignment {brief(assigned)}'
-    else: return model_class(cfg.get('model')),cfg['config'],step,notes
+    else:
+        try: return model_class(cfg.get('model')),cfg['config'],step,notes
+        except RedoError as e: why = str(e)
     raise RedoError(f'{path} is damaged ({why}): save or fetch it again')
 
 # %% ../nbs/09_weights.ipynb #5551d0b6

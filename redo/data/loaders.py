@@ -185,6 +185,7 @@ class MemoryDL(TfmdDL):
         self.size = as_size(size) if size is not None else tuple(dataset.images.shape[-2:])
         if not isinstance(dataset, MemorySet): dataset = items_set(dataset, self.size, resize)
         n = len(dataset)
+        if bs is not None and bs < 1: raise RedoError(f'bs={bs}: a batch holds at least one picture')
         if train and 0 < n < bs:
             raise RedoError(f'{n} training pictures are fewer than a batch of {bs}: use bs={n} or less, or more pictures')
         if device is not None: dataset.to(device)

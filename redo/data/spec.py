@@ -137,6 +137,7 @@ def parse_spec(
     "Read a spec; a `RedoError` lists what is known where a name, variant or flag is not"
     if isinstance(text, Spec): return text
     text = str(text).strip()
+    if len(text) > 4096: raise RedoError(f"'{one_line(text[:60])}...' has {len(text):,} characters: no data set has such a name")
     base,path,flags = _split_folder(text)
     if path is None: base,*flags = re.split(r'-(?![^()]*\))', base)
     bases = [] if path and not base else [base] if base.lower() in SOURCES else base.split('+')

@@ -14,6 +14,7 @@ import numpy as np, pandas as pd, torch
 from fastprogress.fastprogress import progress_bar
 from matplotlib.figure import Figure
 from ..core import *
+from ..config import Options, option
 from ..data.spec import Pictures
 from ..data.loaders import MemoryDL
 from ..train.learner import recipe_model
@@ -105,6 +106,11 @@ def _compare_growth(
     return res
 
 # %% ../../nbs/76_study.bench.ipynb #678e79a5
+class _Asked(Options):
+    size:int = option(128, 'Side of the images', 8, 1024)
+    n_regions:int = option(2, 'K', 2, 64)
+    seconds:float = option(60., 'Time for the rounds', 0, 86400)
+
 def benchmark(
     device=None, # Device; the best one at hand where None
     size:int=128, # Side of the images
@@ -120,7 +126,8 @@ def benchmark(
     **same # Options that all variants have in common
 )->dict: # 'machine', 'settings', 'ceilings', 'variants', 'inference', 'loading'; 'flags' and 'scaling' where asked for
     "Measure training, inference and loading in one run"
-    device = pick_device(device)
+    device,_ = pick_device(device),_Asked(size=size, n_regions=n_regions, seconds=seconds)
+    recipe_model(size, n_regions, 'paper', nf=4) # an error for sizes that no model is for
     if quick: size,bs,seconds,same = 32,bs or (2,),min(seconds, 1.),dict(nf=8)|same
     bs = tuple(bs or ((4,8) if device.type == 'cpu' else (20,)))
     if min(bs) < 1: raise RedoError(f'batch size {min(bs)}: use 1 or more')

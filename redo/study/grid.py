@@ -141,7 +141,7 @@ class Grid:
 # %% ../../nbs/72_study.grid.ipynb #6961c78a
 @patch
 def _odd_option(self:Grid, args:dict):
-    "What is wrong with the options beside the arguments of `train_run`, going by the model, its training and its data; None where nothing is"
+    "What is wrong with the options of model, training and data among arguments; None where nothing is"
     options = {str(k): v for k,v in args.items() if k not in OWN and (k, v) != ('steps', None)}
     try: get_recipe(args.get('recipe'), args.get('model'), **options)
     except RedoError as e: return str(e)
@@ -258,7 +258,9 @@ def check_runs(
         a = {k: v for k,v in o.args.items() if k in own}
         changes = {k: v for k,v in o.args.items() if k not in own or k == 'steps' and v is not None}
         more = [a.get(k) for k in ('size','n_regions')]
-        try: run_config(o.out, True, a.get('spec'), get_recipe(a.get('recipe'), a.get('model')), *more, o.seed, changes, a.get('init'), a.get('model'))
+        try:
+            r = get_recipe(a.get('recipe'), a.get('model'))
+            run_config(o.out, True, a.get('spec'), r, *more, o.seed, changes, a.get('init'), a.get('model'))
         except RedoError as e: raise RedoError(f'{grid.file}: {o}: {e}') from None
 
 # %% ../../nbs/72_study.grid.ipynb #5235ff24

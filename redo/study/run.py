@@ -16,7 +16,9 @@ from pathlib import Path
 import pandas as pd, torch
 from fastai.basics import ifnone
 import redo.data.photos, redo.data.toy
+from typing import Any
 from ..core import *
+from ..config import *
 from ..files import *
 from ..ranks import *
 from ..data.spec import as_size, get_source, parse_spec
@@ -61,13 +63,31 @@ def check_same(
         way = 'leave the option out to go on with that run, or choose another folder'
         raise RedoError(f'{out} holds another run: its {k} is {have.get(k)}, not {v}; {way}')
 
+# %% ../../nbs/71_study.run.ipynb #33461c62
+class _RunFile(Options):
+    "What `run.json` must hold where a run is to be taken up again"
+    spec:str = option('', 'Data set')
+    seed:int = option(0, 'Seed of everything', -2**63, 2**64-1)
+    size:number(int, 1, 2**16)|tuple[number(int, 1, 2**16),number(int, 1, 2**16)]|None = option(None, 'Side of the pictures, or (h,w)')
+    n_regions:number(int, 1, 1024)|None = option(None, 'Number of regions')
+    recipe:dict[str,Any] = option({}, 'The whole recipe')
+    start:dict[str,Any]|None = option(None, 'Where it was begun')
+    resumed:list[dict] = option([], 'Where it was taken up again')
+    told:dict[str,Any] = option({}, 'What else it was told')
+
+def _check_run_file(have, file):
+    "A `RedoError` where the configuration of a run cannot be"
+    if lost := [k for k in ('spec','size','n_regions','seed','recipe') if k not in have]:
+        raise RedoError(f'{file} is damaged (no {lost[0]}): choose another folder')
+    try: _RunFile(**{k: have[k] for k in _RunFile.model_fields if k in have})
+    except RedoError as e: raise RedoError(f'{file} is damaged ({e}): choose another folder') from None
+
 # %% ../../nbs/71_study.run.ipynb #115cc40a
 def _run_there(out, resume):
     "What `run.json` says of the run in a folder, its recipe in today's form"
     have = read_json(out/'run.json')
     if 'command' in have: raise RedoError(f"{out} holds a run of {brief(have['command'])}: choose another folder")
-    if not {'spec','size','n_regions','seed','recipe'} <= set(have) or not isinstance(have['recipe'], dict):
-        raise RedoError(f'{out}/run.json is damaged: choose another folder')
+    _check_run_file(have, out/'run.json')
     if not resume:
         what = f"{have['spec']}, recipe {have['recipe'].get('name')}, seed {have['seed']}"
         way = 'take it up with --resume (resume=True), or choose another folder'

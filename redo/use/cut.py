@@ -233,6 +233,7 @@ def own_size(
     if size is None and own is None: raise RedoError(f'{type(model).__name__} does not say at which size it works: give size')
     if size and own and any(a < b or a % 4 for a,b in zip(as_size(size), as_size(own))):
         raise RedoError(f"size {size} does not suit a model of {own} pixels: use {own} or a larger multiple of 4")
+    if size and max(as_size(size)) > 4096: raise RedoError(f'size {size}: windows have at most 4096 pixels a side')
     return size or own
 
 # %% ../../nbs/60_use.cut.ipynb #f957fa35

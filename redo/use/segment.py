@@ -206,6 +206,7 @@ def redraw_files(
     progress:bool=True # Show a progress bar?
 )->dict: # 'files' that were written, 'failed' pictures with their errors
     "Draw grids of pictures with their regions redrawn"
+    check_seed(seed)
     if not hasattr(model, 'redraw'):
         raise RedoError(f"a model '{model.model_name}' paints no textures, so there is nothing to redraw: use one of ReDO")
     items,res,dev = find_pictures(paths, out),dict(files=[], failed=[]),next(model.parameters()).device
