@@ -78,7 +78,7 @@ def _teach_folder(out, settings):
             (folder/LOCK).unlink()
             if new: folder.rmdir()
 
-# %% ../../nbs/79_study.teach.ipynb #34f712ef
+# %% ../../nbs/79_study.teach.ipynb #af91e7eb
 _CARD = """# {name}
 
 A mask network of `redo` that cuts the object out of a photograph: {count:,} weights in 16 bits, `MaskNet` at {net_size} pixels.
@@ -100,6 +100,7 @@ Masks are those of a small network at a low resolution: `redo-segment --refine b
 **Licence.** The weights carry whatever the licence of the photographs asks for.
 """
 
+# %% ../../nbs/79_study.teach.ipynb #34f712ef
 def write_student(
     model:Decomposer, # Trained model without running average
     folder:Path, # Written if need be; its name, or that of its parent if it is `weights`, is the model's
@@ -134,7 +135,7 @@ def check_lesson(
     parse_pseudo(f'refined:{refine_by}:x')
     get_recipe(model='student', **changes)
 
-# %% ../../nbs/79_study.teach.ipynb #90ec080c
+# %% ../../nbs/79_study.teach.ipynb #20390f19
 def _refined(src, size, test):
     "What is found out about a student beside its run's own scores: those at the size of the pictures, alone and refined"
     def more(model):
@@ -142,6 +143,7 @@ def _refined(src, size, test):
         return {k: student_scores(model.averaged(), v) for k,v in held.items() if v.truth is not None}
     return more
 
+# %% ../../nbs/79_study.teach.ipynb #90ec080c
 def teach_run(
     spec:str, # Data set; its training pictures are enough
     out:Path, # Folder of the run: `round-1/` and so on, `weights/`, `run.json` and `summary.json`
