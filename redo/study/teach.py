@@ -65,7 +65,8 @@ def _teach_folder(out, settings):
         raise RedoError(f'{out} holds a run of another command than redo-teach: choose another folder')
     if have and (odd := [k for k in told if have.get(k) != told[k]]) and any(folder.glob('round-*')):
         was,now = (brief(o.get(odd[0])) for o in (have, told))
-        raise RedoError(f'{out} holds another lesson: its {odd[0]} is {was}, not {now}; give what it was begun with, or choose another folder')
+        way = 'give what it was begun with, or choose another folder'
+        raise RedoError(f'{out} holds another lesson: its {odd[0]} is {was}, not {now}; {way}')
     try:
         with folder_lock(folder):
             remove_leftovers(folder, _FILES)
@@ -114,7 +115,8 @@ def write_student(
             rows.append(f"| {k} | {n} | {o['iou_set']:.4f} | {o['iou_per_image']:.4f} | {o['accuracy_set']:.4f} |")
     why,own = s.get('stopped', ''),Path(folder).name == 'weights'
     more = dict(name=Path(folder).parent.name if own else Path(folder).name,
-        packaged='' if own else f', and by the name `{Path(folder).name}`', count=sum(o.numel() for o in model.mask.parameters()), stopped=why and f' ({why})',
+        packaged='' if own else f', and by the name `{Path(folder).name}`', stopped=why and f' ({why})',
+        count=sum(o.numel() for o in model.mask.parameters()),
         table='\n'.join(rows) if s['scores'] else 'none.' if why else 'none, for lack of truth.')
     with atomic_path(Path(folder)/'README.md') as p: p.write_text(_CARD.format(**s | more))
     return Path(folder)
