@@ -23,6 +23,11 @@ def pytest_generate_tests(metafunc):
         if metafunc.function.__name__ == 'test_complete': nbs = [o for o in nbs if re.search(r'shared_path\(|skipped: ', o.read_text(encoding='utf-8'))]
         metafunc.parametrize('notebook', nbs, ids=[notebook_id(o) for o in nbs])
 
+def pytest_collection_modifyitems(items):
+    "What takes longest first; whether a notebook was complete is asked last, when it has run"
+    long = ('[80_cli]','test_grids','test_law','test_hostile.py','[54_train.learner]')
+    items.sort(key=lambda o: 2 if 'test_complete' in o.nodeid else 0 if any(k in o.nodeid for k in long) else 1)
+
 def pytest_terminal_summary(terminalreporter, config):
     "What the notebooks that ran have left out"
     of = lambda kind,test: {m[1]: o for o in terminalreporter.stats.get(kind, []) if (m := re.search(rf'test_notebooks.py::{test}\[(.+)\]', o.nodeid))}

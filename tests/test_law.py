@@ -6,7 +6,7 @@ from PIL import Image
 from torch import nn
 from redo.cli import redo_evaluate, redo_experiment, redo_export, redo_redraw, redo_segment, redo_train, run_command
 from redo.core import MODELS, Decomposer, Decomposition, RedoError, register_model
-from redo.data.loaders import INPUTS, redo_dataloaders, register_input
+from redo.data.loaders import _makers as INPUTS, redo_dataloaders, register_input
 from redo.data.toy import digits_arrays
 from redo.train.learner import redo_learner
 from redo.use.segment import load_model
