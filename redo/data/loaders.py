@@ -9,7 +9,7 @@ __all__ = ['NetRange', 'to_picture', 'MemorySet', 'items_set', 'MemoryDL', 'Redo
            'redo_dataloaders', 'data_fingerprint', 'FitFrame', 'redo_datablock']
 
 # %% ../../nbs/18_data.loaders.ipynb #9302e404
-import hashlib, importlib, io, os, pkgutil
+import hashlib, io, os
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -28,7 +28,7 @@ from fastai.torch_basics import dispatch
 from fastai.vision.data import get_grid
 from fastai.vision.learner import show_results # registers how pictures and masks are shown
 from fasttransform import DisplayedTransform
-from ..core import RedoError, pick_device, step_generator
+from ..core import RedoError, import_all, pick_device, step_generator
 from ..files import brief, regular_file
 from ..config import *
 from ..ranks import rank_share
@@ -369,8 +369,7 @@ def register_input(
 
 def _maker(name):
     "The maker of an input, once all of the package are imported"
-    if name not in _makers:
-        for m in pkgutil.iter_modules(importlib.import_module('redo.use').__path__): importlib.import_module(f'redo.use.{m.name}')
+    if name not in _makers: import_all('redo.use')
     if name in _makers: return _makers[name]
     raise RedoError(f"nothing here makes '{name}': known are {', '.join(sorted(_makers))}; or give a tensor in `inputs`")
 

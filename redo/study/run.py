@@ -15,7 +15,6 @@ from contextlib import ExitStack
 from pathlib import Path
 import pandas as pd, torch
 from fastai.basics import ifnone
-import redo.data.photos, redo.data.toy
 from typing import Any
 from ..core import *
 from ..config import *
@@ -27,12 +26,14 @@ from ..nets.redo import MaskNet
 from ..train.learner import has_bf16, redo_learner
 from ..train.recipes import flat_options, get_recipe
 from ..metrics import evaluate, scores_class
-import redo.metrics_mixtures
 from .results import *
 from ..use.segment import load_model
 from ..train.phases import NotFinite, RunCallback, StepLines
 from ..draw import preview_grid
 from ..weights import safe_load
+
+# %% ../../nbs/71_study.run.ipynb #79899fd7
+import_all('redo.data'), import_all('redo', 'metrics_') # all data sets and scores go by their names
 
 # %% ../../nbs/71_study.run.ipynb #af30acbb
 def run_state_of(out:Path)->str: # 'none', 'started' or 'finished'

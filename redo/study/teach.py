@@ -12,7 +12,6 @@ import json, os, time, torch
 from contextlib import contextmanager
 from pathlib import Path
 from torch import Tensor
-import redo.data.photos, redo.data.toy
 from ..core import *
 from ..files import *
 from ..data.spec import Pictures, get_source, parse_spec
