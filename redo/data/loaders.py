@@ -422,6 +422,7 @@ def redo_dataloaders(
 )->RedoLoaders: # Loaders of train, valid, and test where the set has one
     "Data loaders for any data set"
     if bs < 1: raise RedoError(f'bs={bs}: a batch holds at least one picture')
+    if resize not in ('antialias','nearest'): raise RedoError(f"unknown resize '{resize}': use 'antialias' or 'nearest'")
     if crop < 1: raise RedoError(f'crop={crop}: training pictures are enlarged by it before they are cropped, so it is 1 or more')
     if not isinstance(spec, Source): spec = parse_spec(spec)
     source = spec if isinstance(spec, Source) else get_source(spec, root, seed)
