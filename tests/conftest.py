@@ -5,7 +5,7 @@ from pathlib import Path
 
 root = Path(__file__).resolve().parents[1]
 os.chdir(root)
-os.environ.update(MPLBACKEND='Agg', OMP_NUM_THREADS='1', MKL_NUM_THREADS='1', TOKENIZERS_PARALLELISM='false', PYTHONDONTWRITEBYTECODE='1')
+os.environ.update(MPLBACKEND='Agg', OMP_NUM_THREADS='1', MKL_NUM_THREADS='1', TOKENIZERS_PARALLELISM='false')
 os.environ.pop('IN_TEST', None)
 os.environ['REDO_SHARED'] = str(Path(os.environ.get('REDO_SHARED', '../shared')).resolve())
 

@@ -183,6 +183,7 @@ def tree(pid): # With all that come from it
     return res
 
 @pytest.mark.skipif(not Path('/proc/self/task').exists(), reason='looks into /proc')
+@pytest.mark.skipif(os.environ.get('REDO_SLOW') != '1', reason='REDO_SLOW=1 runs it; the one with Dask always runs')
 def test_killed_worker(undisturbed):
     "A process of two is killed in the middle of a run: the grid ends all the same, with every run once"
     runs = undisturbed/'cut/my/pics'
