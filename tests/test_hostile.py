@@ -190,7 +190,7 @@ row('ck.pth without weights', f'{use} ck.pth', 'ck.pth', by=checkpoint(model={})
 for id,argv,*words in (('bs', '--bs 0', '--bs 0'), ('kinds', '--kinds all', "unknown kind 'all'"), ('size', '--size 7', '7'), ('size huge', '--size 10000000', ''), ('background', '--background 9', '9'), ('refine', '--refine crf', "'crf'"), ('method', '--method magic', "'magic'")):
     row(f'segment {id}', f'redo-segment pics --model good --out new --device cpu --no-progress {argv}', *words)
 row('segment nothing', 'redo-segment --model good', 'name pictures')
-row('segment no such picture', 'redo-segment none.png --model good --out seg --no-progress', 'none.png')
+row('segment no such picture', 'redo-segment none.png --model good --out new --no-progress', 'none.png: there is no such file')
 row('redraw n-z', 'redo-redraw pics --model good --out new --n-z 0 --no-progress', 'at least 1')
 row('redraw seed', f'redo-redraw pics --model good --out new --seed {2**64} --no-progress', 'seed')
 row('evaluate split', 'redo-evaluate --model good --split exam --no-progress --device cpu', "'exam'")

@@ -176,6 +176,7 @@ def segment_files(
     size = own_size(model, size)
     if not items: raise RedoError(f"{', '.join(map(str, paths))}: nothing there but results; name pictures or folders of them")
     res,done,bad = dict(labels=None, how=None, pictures=[], failed=[]),{},{}
+    new = not os.path.lexists(out)
     writable_folder(out)
     chunks = list(chunked(items, bs))
     try:
@@ -190,8 +191,10 @@ def segment_files(
             for g in pixel_groups([o[:2] for o in seen]): _write_group([todo.pop(n) for _,n in g], out, kinds, after, done, bad)
     finally:
         res['pictures'],res['failed'] = [done[n] for _,n in items if n in done],[bad[n] for _,n in items if n in bad]
-        if done or bad and not (out/'regions.json').exists():
+        if done:
             with atomic_path(out/'regions.json') as p: p.write_text(json.dumps(res, indent=1))
+        elif new:
+            with suppress(OSError): out.rmdir()
     return res
 
 # %% ../../nbs/64_use.segment.ipynb #9d8f6e6e
