@@ -59,6 +59,7 @@ def _recipe_callbacks(
 )->list:
     "Callbacks of a run: phases, history, collapse guard, previews, checkpoint"
     cbs = [PhaseCallback(), LossHistory(every_check)]
+    if train.hold: cbs.append(Hold(train.hold, every_check))
     if train.collapse: cbs.append(CollapseGuard(train.collapse, restarts=train.restarts, seed=seed))
     if previews is not None: cbs.append(PreviewCallback(previews))
     if checkpoint is not None: cbs.append(Checkpoint(checkpoint, checkpoint_every, extra))
@@ -66,10 +67,10 @@ def _recipe_callbacks(
 
 # %% ../../nbs/54_train.learner.ipynb #e30ccd49
 def _check_groups(net, train):
-    "A `RedoError` for a learning rate or weight decay of a group that the model does not have"
+    "A `RedoError` for a rate, weight decay or hold of a group that the model does not have"
     known = dict.fromkeys([*(g for o in net.trains.values() for g in o), *net.groups()])
-    for t in ('lr','wd','warm'):
-        if odd := [k for k in getattr(train, t) if k not in known and k != 'all']:
+    for t in ('lr','wd','warm','hold'):
+        if odd := [k for k in getattr(train, t) if k not in known and (k != 'all' or t == 'hold')]:
             raise RedoError(f"train.{t}.{odd[0]}: the groups are {', '.join(known)}")
 
 def _check_needs(net, dl):

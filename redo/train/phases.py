@@ -6,7 +6,7 @@ Docs: https://redo-segmentation.github.io/redo/train.phases.html.md"""
 
 # %% auto #0
 __all__ = ['TrainOptions', 'group_splitter', 'group_adam', 'RegionLoss', 'RegionLearner', 'PhaseCallback', 'RunCallback',
-           'NotFinite', 'LossHistory', 'StepBudget', 'StepLines', 'PhasePrecision']
+           'NotFinite', 'LossHistory', 'StepBudget', 'Hold', 'StepLines', 'PhasePrecision']
 
 # %% ../../nbs/50_train.phases.ipynb #2847bc50
 import math, time, torch
@@ -24,6 +24,7 @@ from ..metrics import align_regions, contingency, oracle_scores
 
 # %% ../../nbs/50_train.phases.ipynb #428a3381
 _Rate,_Share,_Memory = number(float, 0, 10),number(float, 0, 1),number(float, 0, .999999)
+_Until = number(int, 0, 10**9)|text(r'\w+<\d*\.?\d+', 'z<.5')
 
 class TrainOptions(Options):
     "How a model is trained"
@@ -34,6 +35,7 @@ class TrainOptions(Options):
     optimizer:Literal['adam','adamw'] = option('adam', "'adam' adds weight decay to the gradient, 'adamw' shrinks weights directly")
     betas:tuple[_Memory,_Memory] = option((.9,.999), "Memory of the optimizer for gradients and their squares; for GANs `0:.9`")
     warm:dict[str,_Share] = option({'all': 0.}, 'Share of the run over which the rate of a group rises from 0')
+    hold:dict[str,_Until] = option({}, 'How long a group stays as it is: so many steps, or as `z<.5` until the mean of a loss is below a value')
     decay:float = option(0., 'Share of the run, at its end, over which all rates fall to 0', 0, 1)
     bf16:bool = option(False, 'bfloat16 where it is safe and the device computes in it by itself; faster')
     fused:bool = option(False, "PyTorch's fused optimizer; faster")
@@ -263,6 +265,46 @@ class StepBudget(Callback):
     def wants_more(self): return self.whole and get_model(self.model).step < self.n
     def after_fit(self):
         if hasattr(self.dls.train, 'n_steps'): self.dls.train.n_steps = None
+
+# %% ../../nbs/50_train.phases.ipynb #41ad5e25
+class Hold(RunCallback):
+    "Keep groups of parameters as they are, for so many steps or until the mean of a loss is below a value"
+    order,run_valid = 105,False # after the phases, which know what a backward pass may move
+    def __init__(self,
+        until:dict, # Group -> steps, or text as `z<.5`
+        check_every:int=1 # Look at losses every so many steps; 1 costs a synchronisation a step on an accelerator
+    ): self.until,self.check_every,self.memory,self.first,self.released = until,check_every,{},0,{}
+    def begin(self): self._let_go()
+    def after_backward(self):
+        for g,params in self.net.groups().items():
+            for p in params if g in self.until and g not in self.released else (): p.grad = None
+    def after_batch(self):
+        if not self.training: return
+        for o in self.until.values():
+            if isinstance(o, str): self._remember(o.partition('<')[0])
+        self._let_go()
+    def again(self): self.memory,self.first,self.released = {},self.net.step,{}
+    def state(self): return dict(memory={k: [float(v) for v in o] for k,o in self.memory.items()}, first=self.first, released=self.released)
+    def load(self, state): self.memory,self.first,self.released = dict(state['memory']),state['first'],dict(state['released'])
+
+# %% ../../nbs/50_train.phases.ipynb #bd55cd78
+@patch
+def _remember(self:Hold, name):
+    "Keep the last 20 values of a loss, by its name with or without that of its phase"
+    losses = self.learn.phase_losses
+    v = next((v for k,v in losses.items() if name in (k, k.partition('_')[2])), None)
+    if v is None and name not in self.memory:
+        raise RedoError(f"train.hold waits for '{name}', which is none of the losses: they are {', '.join(losses)}")
+    if v is not None: self.memory[name] = [*self.memory.get(name, []), v.detach()][-20:]
+
+@patch
+def _let_go(self:Hold):
+    "Release the groups whose time has come"
+    step = self.net.step
+    for g,o in self.until.items():
+        name,_,below = str(o).partition('<')
+        if g in self.released or below and (step % self.check_every or len(self.memory.get(name, [])) < 20): continue
+        if sum(map(float, self.memory[name]))/20 < float(below) if below else step-self.first >= o: self.released[g] = step
 
 # %% ../../nbs/50_train.phases.ipynb #1ad0d16e
 class StepLines(RunCallback):

@@ -18,7 +18,7 @@ from ..core import *
 from ..draw import *
 from ..files import *
 from ..ranks import agree, is_main
-from .phases import LossHistory, RunCallback
+from .phases import Hold, LossHistory, RunCallback
 
 # %% ../../nbs/51_train.watch.ipynb #285a5b4b
 from IPython.display import display
@@ -67,11 +67,12 @@ class CollapseGuard(RunCallback):
 # %% ../../nbs/51_train.watch.ipynb #5f537e24
 @patch
 def _restart(self:CollapseGuard):
-    "Fresh weights, an optimizer that remembers nothing, trackers without a best score"
+    "Fresh weights, an optimizer that remembers nothing, trackers without a best score, nothing released"
     set_seed(step_seed(self.seed, 'restart', len(self.events)) % 2**32)
     self.net.rebuild()
     self.opt.clear_state()
     for cb in self.learn.cbs:
+        if isinstance(cb, Hold): cb.again()
         if isinstance(cb, TrackerCallback): cb.best = math.inf if cb.comp == np.less else -math.inf
 
 # %% ../../nbs/51_train.watch.ipynb #91db3f37
