@@ -7,7 +7,7 @@ Docs: https://redo-segmentation.github.io/redo/losses.html.md"""
 # %% auto #0
 __all__ = ['adversarial_losses', 'mask_regularizers', 'disc_hinge', 'gen_adversarial', 'disc_relativistic', 'gen_relativistic',
            'disc_bce', 'gen_bce', 'r1_penalty', 'jitter_colors', 'shift_images', 'conservation', 'area_hinge',
-           'binarisation', 'elementwise_mse', 'mean_mse', 'rectified_mean_mse', 'concrete_pdf']
+           'binarisation', 'hard_masks', 'elementwise_mse', 'mean_mse', 'rectified_mean_mse', 'concrete_pdf']
 
 # %% ../nbs/25_losses.ipynb #85a3a364
 import torch, torch.nn.functional as F
@@ -126,6 +126,14 @@ def binarisation(
 )->Tensor: # Scalar in [0, 1/2]
     "Mean distance of the masks from 0 and 1"
     return torch.minimum(masks, 1-masks).float().mean()
+
+# %% ../nbs/25_losses.ipynb #e1ec84a6
+def hard_masks(
+    masks:Tensor # Soft masks, (B,K,H,W)
+)->Tensor: # Same shape, 0 or 1
+    "Each pixel to its largest region; the gradient is that of the soft masks"
+    hard = torch.zeros_like(masks).scatter_(1, masks.argmax(1, keepdim=True), 1.)
+    return hard + masks - masks.detach()
 
 # %% ../nbs/25_losses.ipynb #b6af69b7
 def _one(masks, region): return masks.float() if region is None else masks[:,region:region+1].float()

@@ -40,6 +40,7 @@ class RobustOptions(FastOptions):
     color:_Weight = option(0., 'Strength of color changes before the discriminator (DiffAugment); where pictures are few')
     redraws:Literal['all','one'] = option('all', "Regions redrawn of each picture in a step; 'one', by lot, saves work")
     shift:float = option(0., 'Largest shift of a redrawn region over other texture, in sides, in half of the composites (PerturbGAN)', 0, 1)
+    cut:Literal['soft','hard'] = option('soft', "'hard': composites and the area hinge take every pixel whole, so that no thin veil passes for a region")
 
 # %% ../../nbs/34_models.redo_robust.ipynb #ed28edbd
 @register_model('redo_robust')
@@ -56,6 +57,8 @@ class RobustReDO(FastReDO):
     def decompose(self, x):
         net = self.mask_ema if self.mask_ema is not None and not self.training else self.mask
         return Decomposition(net(x))
+    def as_cut(self, masks): return hard_masks(masks) if self.cut == 'hard' else masks
+    def redraw(self, x, z, masks=None): return super().redraw(x, z, self.as_cut(self.decompose(x).masks if masks is None else masks))
 
 # %% ../../nbs/34_models.redo_robust.ipynb #0e4f44d2
 @patch
@@ -65,7 +68,7 @@ def mask_terms(self:RobustReDO,
 )->dict: # Name -> (weight now, value)
     "The terms on the masks that are on at this step"
     on,res = lambda n: n is None or step < n,{}
-    if self.w_area and on(self.area_steps): res['area'] = self.w_area,area_hinge(masks, self.min_area)
+    if self.w_area and on(self.area_steps): res['area'] = self.w_area,area_hinge(self.as_cut(masks), self.min_area)
     if self.reg and on(self.reg_steps): res['reg'] = self.w_reg,mask_regularizers[self.reg](masks, self.reg_region)
     if self.w_binary: res['binary'] = self.w_binary*(min(1, step/self.binary_steps) if self.binary_steps else 1),binarisation(masks)
     return res
@@ -107,12 +110,13 @@ def composites(self:RobustReDO,
 )->tuple: # Masks (B,K,H,W), regions (B,K,3,H,W), composites (N,3,H,W) for the discriminator
     "Cut, redraw, and choose what the discriminator gets to see"
     masks = self.decompose(x).masks
-    t = self.textures(z, masks)
-    regions = masks[:,:,None]*t
-    fakes = regions + (1-masks[:,:,None])*x[:,None]
+    cut = self.as_cut(masks)
+    t = self.textures(z, cut)
+    regions = cut[:,:,None]*t
+    fakes = regions + (1-cut[:,:,None])*x[:,None]
     if self.shift:
         odd = self.draw(len(x), '', 0, lambda n,g: torch.arange(n) % 2 == 1).to(x.device)
-        fakes = torch.where(odd[:,None,None,None,None], self.shifted(t, masks, step), fakes)
+        fakes = torch.where(odd[:,None,None,None,None], self.shifted(t, cut, step), fakes)
     if self.redraws == 'all': return masks, regions, fakes.flatten(0,1)
     k = self.draw(len(x), 'region', step, lambda n,g: torch.randint(self.n_regions, (n,), generator=g)).to(x.device)
     return masks, regions, fakes[torch.arange(len(x), device=x.device), k]
