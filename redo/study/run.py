@@ -7,7 +7,7 @@ Docs: https://redo-segmentation.github.io/redo/study.run.html.md"""
 # %% auto #0
 __all__ = ['RUN_FILES', 'run_state_of', 'check_same', 'run_config', 'HistoryFiles', 'SaveOften', 'run_learner', 'note_place',
            'run_record', 'run_id', 'begin_run', 'last_checkpoint', 'run_scores', 'write_run', 'end_run', 'start_from',
-           'train_run', 'score_split']
+           'train_run', 'score_split', 'stopped_run']
 
 # %% ../../nbs/71_study.run.ipynb #703c96ca
 import hashlib, json, time
@@ -407,3 +407,20 @@ def score_split(
         raise RedoError('the model does not say which class each region is: take the assignment from valid')
     if assignment_from not in ('model',split) and scores_class(name).chooses: chosen = score(assignment_from)
     return dict(data=str(parse_spec(spec)), split=split, assignment_from=assignment_from, resize=resize, **score(split, chosen))
+
+# %% ../../nbs/71_study.run.ipynb #3055929b
+def stopped_run(
+    out:Path # Folder of a run that was stopped, or is under way
+)->dict: # A result line with 'status' 'stopped', the 'steps' of its last validation, and the scores of that
+    "What is known of a run that has not reached its end"
+    out = Path(out)
+    if run_state_of(out) != 'started': raise RedoError(f'{out} holds no unfinished run: its state is {run_state_of(out)}')
+    cfg = _run_there(out, True)
+    try: h,losses = [pd.read_csv(regular_file(out/f'{o}.csv')).to_dict('records') for o in ('history','losses')]
+    except (OSError, ValueError) as e: raise RedoError(f'{out} has no validation behind it ({type(e).__name__}): let it run on') from None
+    r,last = get_recipe(cfg['recipe']),h[-1]
+    scores = {k: v for k,v in last.items() if k not in ('step','seconds') and not k.startswith(('gen_','disc_'))}
+    own = {k: cfg[k] for k in ('spec','model','size','n_regions','seed','init') if k in cfg}
+    own |= dict(steps=last['step'], of_steps=r.train.steps, seconds=last['seconds'], recipe_name=r.name, recipe=r.as_dict(), losses=losses[-1])
+    who = dict(run=cfg.get('told', {}).get('name') or out.resolve().name, id=cfg.get('id'), status='stopped', collapsed=False, collapses=[])
+    return result_line({**who, **scores, **own, **run_record(cfg, False)}, h)
