@@ -14,6 +14,7 @@ from torch import Tensor
 from fastcore.basics import patch
 from ..core import *
 from ..config import *
+from ..models.redo_fast import _Given
 from ..models.redo_robust import *
 
 # %% ../../nbs/experiments/variants.ipynb #4aecee66
@@ -24,6 +25,7 @@ class VariantOptions(RobustOptions):
     disc_input:Literal['composites','first','whole','mixed'] = option('composites', 'What the discriminator sees; the paper shows it composites')
     paint:Literal[tuple(_paints)] = option('tanh', "What bounds the generators' output; tanh in the paper")
     pixel_range:Literal['signed','unit'] = option('signed', 'Range of the pixels inside the networks; [-1,1] in the paper')
+    conserve:Literal['all','painters'] = option('all', "Whom information conservation teaches; 'painters' leaves the masks to the discriminator")
 
 # %% ../../nbs/experiments/variants.ipynb #e46073b6
 def _to_unit(net, args): return (args[0]+1)/2,
@@ -48,3 +50,13 @@ class VariantReDO(RobustReDO):
         masks,regions,fakes = super().composites(x, z, step)
         if self.disc_input == 'whole' or self.disc_input == 'mixed' and self.phase == 'gen': return masks, regions, regions.sum(1)
         return masks, regions, fakes.view(len(x), -1, *fakes.shape[1:])[:,0] if self.disc_input == 'first' else fakes
+
+# %% ../../nbs/experiments/variants.ipynb #f754f09b
+@patch
+def gen_terms(self:VariantReDO, x, reals, z, step):
+    masks,terms = super(VariantReDO, self).gen_terms(x, reals, z, step)
+    if self.conserve == 'painters' and 'z' in terms:
+        w,loss = terms['z']
+        params = [p for net in (self.region,self.latent) for p in net.parameters()]
+        terms['z'] = w,_Given.apply(loss.detach(), torch.autograd.grad(loss, params, retain_graph=True), *params)
+    return masks,terms
