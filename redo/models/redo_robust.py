@@ -25,7 +25,7 @@ _Weight,_Steps = number(float, 0, 1e9),number(int, 0, 2**62)|None
 class RobustOptions(FastOptions):
     "Options of `RobustReDO`"
     w_area:_Weight = option(0., 'Weight of the area hinge, a floor under the area of every region; the first thing to try against collapse')
-    min_area:float = option(.1, 'Smallest mean area of a region, for the area hinge; less where objects are small', 0, 1)
+    min_area:float = option(.1, 'Smallest mean area for the area hinge, at most half of an equal share; less where objects are small', 0, 1)
     area_steps:_Steps = option(None, 'The area hinge is on for so many steps; always where none')
     w_binary:_Weight = option(0., 'Weight of binarisation, which makes soft masks hard')
     binary_steps:int = option(0, 'Steps over which binarisation grows to its weight', 0, 2**62)
@@ -40,7 +40,8 @@ class RobustOptions(FastOptions):
     color:_Weight = option(0., 'Strength of color changes before the discriminator (DiffAugment); where pictures are few')
     redraws:Literal['all','one'] = option('all', "Regions redrawn of each picture in a step; 'one', by lot, saves work")
     shift:float = option(0., 'Largest shift of a redrawn region over other texture, in sides, in half of the composites (PerturbGAN)', 0, 1)
-    cut:Literal['soft','hard'] = option('soft', "'hard': composites and the area hinge take every pixel whole, so that no thin veil passes for a region")
+    cut:Literal['soft','hard'] = option('soft', "'hard': composites take every pixel whole, so that no thin veil passes for a region")
+    area_of:Literal['soft','hard'] = option('soft', "Areas that the hinge looks at; 'hard': those of the labels, of which a veil has none")
 
 # %% ../../nbs/34_models.redo_robust.ipynb #ed28edbd
 @register_model('redo_robust')
@@ -67,8 +68,9 @@ def mask_terms(self:RobustReDO,
     step:int # Number of finished steps
 )->dict: # Name -> (weight now, value)
     "The terms on the masks that are on at this step"
-    on,res = lambda n: n is None or step < n,{}
-    if self.w_area and on(self.area_steps): res['area'] = self.w_area,area_hinge(self.as_cut(masks), self.min_area)
+    on,res,floor = lambda n: n is None or step < n,{},min(self.min_area, .5/self.n_regions)
+    if self.w_area and on(self.area_steps):
+        res['area'] = self.w_area,area_hinge(hard_masks(masks) if self.area_of == 'hard' else masks, floor)
     if self.reg and on(self.reg_steps): res['reg'] = self.w_reg,mask_regularizers[self.reg](masks, self.reg_region)
     if self.w_binary: res['binary'] = self.w_binary*(min(1, step/self.binary_steps) if self.binary_steps else 1),binarisation(masks)
     return res
