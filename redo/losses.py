@@ -14,6 +14,7 @@ __all__ = ['adversarial_losses', 'mask_regularizers', 'disc_hinge', 'gen_adversa
 import inspect, torch, torch.nn.functional as F
 from torch import Tensor
 from .core import *
+from .files import brief
 from .ranks import mean_ranks
 
 # %% ../nbs/25_losses.ipynb #2d427f96
@@ -199,10 +200,10 @@ def regularizer_args(
     args:dict # Its arguments by name: loc, margin, a, b, eps
 )->dict: # The same
     "Check the arguments of a regularizer; a `RedoError` of one line where one does not fit"
-    if args and name is None: raise RedoError(f'reg_args.{next(iter(args))}: it is of no regularizer; choose one by reg')
+    if args and name is None: raise RedoError(f'reg_args holds {brief(next(iter(args)))} of no regularizer: choose one by reg')
     known = [k for k in inspect.signature(mask_regularizers[name]).parameters if k in _reg_ranges] if args else []
     for k,v in args.items():
-        if k not in known: raise RedoError(f"reg_args.{k}={v}: {name} takes {', '.join(known)}")
+        if k not in known: raise RedoError(f"unknown argument {brief(k)} in reg_args: {name} takes {', '.join(known)}")
         least,most = _reg_ranges[k]
         if not least <= v <= most: raise RedoError(f'reg_args.{k}={v}: use a number from {least} to {most}')
     return args
