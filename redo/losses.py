@@ -7,12 +7,14 @@ Docs: https://redo-segmentation.github.io/redo/losses.html.md"""
 # %% auto #0
 __all__ = ['adversarial_losses', 'mask_regularizers', 'disc_hinge', 'gen_adversarial', 'disc_relativistic', 'gen_relativistic',
            'disc_bce', 'gen_bce', 'r1_penalty', 'jitter_colors', 'shift_images', 'conservation', 'area_hinge',
-           'binarisation', 'hard_masks', 'elementwise_mse', 'mean_mse', 'rectified_mean_mse', 'concrete_pdf']
+           'binarisation', 'hard_masks', 'elementwise_mse', 'mean_mse', 'rectified_mean_mse', 'concrete_pdf',
+           'hard_concrete', 'regularizer_args']
 
 # %% ../nbs/25_losses.ipynb #85a3a364
-import torch, torch.nn.functional as F
+import inspect, torch, torch.nn.functional as F
 from torch import Tensor
 from .core import *
+from .files import brief
 from .ranks import mean_ranks
 
 # %% ../nbs/25_losses.ipynb #2d427f96
@@ -187,5 +189,29 @@ def concrete_pdf(
     m = _one(masks, region).mean((2,3))
     return _concrete_density(m + (m.clamp(eps, 1-eps)-m).detach(), a, b).mean()
 
+# %% ../nbs/25_losses.ipynb #0b85d39d
+def hard_concrete(
+    masks:Tensor, # Soft masks, (B,K,H,W)
+    region:int=None, # Region to look at; all where None
+    a:float=1., # Location
+    b:float=.5 # Temperature
+)->Tensor: # Scalar; log 2 where every pixel is at 1/2
+    "Minus the mean log density of the binary concrete law at every pixel, squeezed into [0.1, 0.9]"
+    return -_concrete_density(.1 + .8*_one(masks, region), a, b).log().mean()
+
 # %% ../nbs/25_losses.ipynb #81045797
-mask_regularizers = {f.__name__: f for f in (elementwise_mse, mean_mse, rectified_mean_mse, concrete_pdf)}
+mask_regularizers = {f.__name__: f for f in (elementwise_mse, mean_mse, rectified_mean_mse, concrete_pdf, hard_concrete)}
+_reg_ranges = dict(loc=(0,1), margin=(0,1), a=(1e-3,1e3), b=(1e-3,1e3), eps=(1e-9,.49)) # Of the arguments, where a regularizer has them
+
+def regularizer_args(
+    name:str, # One of `mask_regularizers`, or None
+    args:dict # Its arguments by name: loc, margin, a, b, eps
+)->dict: # The same
+    "Check the arguments of a regularizer; a `RedoError` of one line where one does not fit"
+    if args and name is None: raise RedoError(f'reg_args holds {brief(next(iter(args)))} of no regularizer: choose one by reg')
+    known = [k for k in inspect.signature(mask_regularizers[name]).parameters if k in _reg_ranges] if args else []
+    for k,v in args.items():
+        if k not in known: raise RedoError(f"unknown argument {brief(k)} in reg_args: {name} takes {', '.join(known)}")
+        least,most = _reg_ranges[k]
+        if not least <= v <= most: raise RedoError(f'reg_args.{k}={v}: use a number from {least} to {most}')
+    return args

@@ -33,6 +33,7 @@ class RobustOptions(FastOptions):
     w_reg:_Weight = option(1., 'Its weight')
     reg_steps:_Steps = option(None, 'It is on for so many steps; always where none')
     reg_region:int|None = option(None, 'Region that it looks at; all where none', 0, 63)
+    reg_args:dict[str,float] = option({}, 'Its arguments, as in `reg_args.margin=.2`: loc, margin, a, b or eps, where it has them')
     ema:float = option(0., 'Decay of an average of the mask network, which then gives the masks in evaluation; 0: none', 0, .999999)
     adversarial:Literal[tuple(adversarial_losses)] = option('hinge', "Losses of the game; 'relativistic' compares in pairs")
     r1:_Weight = option(0., "Weight of the R1 penalty on the discriminator's gradient at reals; against a discriminator that wins")
@@ -53,6 +54,7 @@ class RobustReDO(FastReDO):
     def build(self):
         if self.reg_region is not None and self.reg_region >= self.n_regions:
             raise RedoError(f'reg_region={self.reg_region}: the regions are 0 to {self.n_regions-1}')
+        regularizer_args(self.reg, self.reg_args)
         super().build()
         self.mask_ema = copy.deepcopy(self.mask).requires_grad_(False) if self.ema else None
     def decompose(self, x):
@@ -71,7 +73,7 @@ def mask_terms(self:RobustReDO,
     on,res,floor = lambda n: n is None or step < n,{},min(self.min_area, .5/self.n_regions)
     if self.w_area and on(self.area_steps):
         res['area'] = self.w_area,area_hinge(hard_masks(masks) if self.area_of == 'hard' else masks, floor)
-    if self.reg and on(self.reg_steps): res['reg'] = self.w_reg,mask_regularizers[self.reg](masks, self.reg_region)
+    if self.reg and on(self.reg_steps): res['reg'] = self.w_reg,mask_regularizers[self.reg](masks, self.reg_region, **self.reg_args)
     if self.w_binary: res['binary'] = self.w_binary*(min(1, step/self.binary_steps) if self.binary_steps else 1),binarisation(masks)
     return res
 

@@ -6,7 +6,8 @@ Docs: https://redo-segmentation.github.io/redo/study.compare.html.md"""
 
 # %% auto #0
 __all__ = ['bin_means', 'MaskRows', 'mask_strip', 'curve_line', 'load_curves', 'kept_ids', 'collect', 'one_curve', 'mean_curve',
-           'plot_curves', 'small_picture', 'constant_iou', 'failed', 'failure_table', 'paired_table']
+           'plot_curves', 'small_picture', 'constant_iou', 'failed_run', 'failed', 'failure_table', 'paired_table',
+           'same_runs']
 
 # %% ../../nbs/73_study.compare.ipynb #b1ee6fd0
 import torch, torch.nn.functional as F
@@ -190,28 +191,42 @@ def constant_iou(
     return scores.compute()['iou_set']
 
 # %% ../../nbs/73_study.compare.ipynb #7ec1833e
-def failed(
-    df:pd.DataFrame, # Results
+def failed_run(
+    row, # A line of results with 'min_region_size' and 'iou_set' of validation pictures
     constant:float, # IoU of the best constant answer
     margin:float=.1, # A run that is not this much better has failed
     smallest:float=.02 # So has one with a smaller region than this
+)->bool:
+    "Did a run end without masks?"
+    return not (row['min_region_size'] >= smallest and row['iou_set'] >= constant+margin)
+
+# %% ../../nbs/73_study.compare.ipynb #c8818329
+def failed(
+    df:pd.DataFrame, # Results with 'spec', 'size', 'min_region_size' and 'iou_set'
+    constants:Path # Table of the constant answers: 'spec', 'size' and 'iou'
 )->pd.Series: # bool
-    "Runs that ended without masks"
-    return df.collapsed.astype(bool) | (df.min_region_size < smallest) | ~(df.iou_set >= constant+margin)
+    "Runs that ended without masks, by `failed_run`"
+    known = pd.read_csv(regular_file(constants)).set_index(['spec','size']).iou.to_dict()
+    def one(r):
+        at = r['spec'],r['size']
+        if at not in known: raise RedoError(f'{constants} has no constant answer of {at[0]} at {at[1]} pixels: add it by `constant_iou`')
+        return failed_run(r, known[at])
+    return pd.Series([one(r) for r in df.to_dict('records')], df.index, bool)
 
 # %% ../../nbs/73_study.compare.ipynb #97eef425
 def failure_table(
     df:pd.DataFrame, # Results with a column `failed`
     by:str='run', # Column that names the setting
-    score:str='iou_set' # Score to average
+    scores=('iou_set','iou_per_image') # Scores to average; the worst and best run are those of the first
 )->pd.DataFrame: # A row a setting
-    "Failures with their 95 % interval (Clopper and Pearson), and the score over all seeds"
+    "Failures with their 95 % interval (Clopper and Pearson), and scores over all seeds"
+    scores = [scores] if isinstance(scores, str) else [o for o in scores if o in df]
+    text = lambda v: f'{v.mean():.3f}' + (f' ± {v.std():.3f}' if len(v) > 1 else '')
     def row(g):
-        k,n = int(g.failed.sum()),len(g)
+        k,n,v = int(g.failed.sum()),len(g),g[scores[0]]
         lo,hi = binomtest(k, n).proportion_ci()
-        mean = f'{g[score].mean():.3f}' + (f' ± {g[score].std():.3f}' if n > 1 else '')
-        worst,best = round(g[score].min(), 3),round(g[score].max(), 3)
-        return pd.Series({'failed': f'{k}/{n}', '95 %': f'{lo:.2f} to {hi:.2f}', score: mean, 'worst': worst, 'best': best})
+        res = {'failed': f'{k}/{n}', '95 %': f'{lo:.2f} to {hi:.2f}'} | {o: text(g[o]) for o in scores}
+        return pd.Series(res | {'worst': round(v.min(), 3), 'best': round(v.max(), 3)})
     return df.groupby(by, sort=False).apply(row, include_groups=False)
 
 # %% ../../nbs/73_study.compare.ipynb #108c4dab
@@ -219,7 +234,7 @@ def paired_table(
     df:pd.DataFrame, # Results with columns `run` and `seed`
     base:str='base', # The run that all others are compared with
     score:str='iou_set' # Score to compare
-)->pd.DataFrame: # A row a setting: seeds in common, mean difference and interval, wins, p
+)->pd.DataFrame: # A row a setting: seeds in common, mean difference and interval, wins, p, correlation
     "Settings against a base, seed by seed"
     wide = df.pivot(index='seed', columns='run', values=score)
     if base not in wide: raise RedoError(f"there is no run '{base}' to compare with: known are {', '.join(map(str, wide))}")
@@ -227,7 +242,16 @@ def paired_table(
         d = (wide[name]-wide[base]).dropna()
         if len(d) < 2: return dict(seeds=len(d))
         lo,hi = t_dist.interval(.95, len(d)-1, d.mean(), d.sem()) if d.std() else (d.mean(), d.mean())
-        p = round(wilcoxon(d).pvalue, 3) if d.any() else 1.
+        p,r = round(wilcoxon(d).pvalue, 3) if d.any() else 1.,round(wide.loc[d.index, name].corr(wide.loc[d.index, base]), 2)
         wins,mean = f'{(d > 0).sum()}/{len(d)}',f'{d.mean():+.3f}'
-        return {'seeds': len(d), 'difference': mean, '95 %': f'{lo:+.3f} to {hi:+.3f}', 'better in': wins, 'p': p}
+        return {'seeds': len(d), 'difference': mean, '95 %': f'{lo:+.3f} to {hi:+.3f}', 'better in': wins, 'p': p, 'r': r}
     return pd.DataFrame({o: row(o) for o in df.run.unique() if o != base}).T.rename_axis('against '+base)
+
+# %% ../../nbs/73_study.compare.ipynb #2cfacb63
+def same_runs(
+    df:pd.DataFrame # Results, of one file or several
+)->pd.DataFrame: # A row for each run that has several names: 'spec', 'size', 'seed', 'names'
+    "Runs that are the same to the last bit of their scores"
+    bits = [o for o in ('spec','size','seed','iou_set','iou_per_image','accuracy_set','min_region_size') if o in df]
+    groups = df.groupby(bits, sort=False).run.agg(names=list).reset_index()
+    return groups.loc[groups.names.map(len) > 1, [*(o for o in ('spec','size','seed') if o in df), 'names']].reset_index(drop=True)

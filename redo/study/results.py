@@ -6,8 +6,8 @@ Docs: https://redo-segmentation.github.io/redo/study.results.html.md"""
 
 # %% auto #0
 __all__ = ['plain_json', 'write_json', 'running_steps', 'plot_run', 'result_line', 'budget_scores', 'append_result', 'json_lines',
-           'standing', 'load_results', 'withdraw_result', 'find_result', 'results_table', 'to_markdown', 'git_version',
-           'run_place']
+           'standing', 'load_results', 'withdraw_result', 'find_result', 'results_table', 'to_markdown', 'count_lines',
+           'git_version', 'run_place']
 
 # %% ../../nbs/70_study.results.ipynb #4f0834ad
 import errno, inspect, json, os, platform, re, shlex, subprocess, sys, time, torch, warnings
@@ -225,7 +225,7 @@ def results_table(
     df:pd.DataFrame, # From `load_results`
     by=('spec','size','recipe'), # Columns that tell the settings apart
     scores:tuple=('iou_set','iou_per_image','test.iou_set','test.iou_per_image','minutes') # Columns to average
-)->pd.DataFrame: # A row a setting: 'mean ± std' of every score, 'seeds', 'collapsed'
+)->pd.DataFrame: # A row a setting: 'mean ± std' of every score, 'seeds', and 'failed' where the results have it, or 'collapsed'
     "Mean and standard deviation over seeds"
     by = [by] if isinstance(by, str) else list(by)
     lost = [o for o in by if o not in df]
@@ -236,7 +236,8 @@ def results_table(
         return '' if v.empty else f'{v.mean():.3f}' + (f' ± {v.std():.3f}' if len(v) > 1 else '')
     groups = df.groupby(by, dropna=False, sort=False)
     res = {o: groups[o].apply(text) for o in scores if o in df}
-    res.update(seeds=groups.size(), collapsed=groups['collapsed'].sum().astype(int) if 'collapsed' in df else 0)
+    lost = 'failed' if 'failed' in df and pd.api.types.is_bool_dtype(df.failed) else 'collapsed'
+    res.update({'seeds': groups.size(), lost: groups[lost].sum().astype(int) if lost in df else 0})
     return pd.DataFrame(res)
 
 # %% ../../nbs/70_study.results.ipynb #c1d9effd
@@ -248,6 +249,18 @@ def to_markdown(
     df = df.reset_index() if index else df
     line = lambda o: '| ' + ' | '.join(str(v).replace('|', '\\|') for v in o) + ' |'
     return '\n'.join([line(df.columns), line(['---']*df.shape[1]), *map(line, df.itertuples(index=False))])
+
+# %% ../../nbs/70_study.results.ipynb #77ff13ac
+def count_lines(
+    *files # Files of results
+)->dict: # 'lines' that stand, those of a 'clean' commit, of a 'changed' tree, of no commit ('none'), and 'withdrawn' ones
+    "How many results there are, and how many name a commit that holds their code"
+    rows = [o for f in files for o in standing(json_lines(f)[0])[0]]
+    def kind(o):
+        if 'withdrawn' in o: return 'withdrawn'
+        return 'none' if not o.get('commit') else 'changed' if str(o['commit']).endswith('-dirty') else 'clean'
+    kinds = [kind(o) for o in rows]
+    return {'lines': len(rows)-kinds.count('withdrawn')} | {k: kinds.count(k) for k in ('clean','changed','none','withdrawn')}
 
 # %% ../../nbs/70_study.results.ipynb #405d4174
 _read = time.time() # When the code of this process was read

@@ -317,11 +317,14 @@ def label_budget_scores(
     draws:int=5, # Galleries of each size
     classifier='1-nn', # '1-nn', 'k-nn' or 'logistic', or any classifier of scikit-learn
     seed:int=0, # Seed of the galleries
-    disjoint:bool=True # Leave the gallery out of the queries? Only False to show what that does
+    disjoint:bool=True, # Leave the gallery out of the queries? Only False to show what that does
+    groups=None # Number of the photograph of each picture, (N,); no query shows a photograph of the gallery. None: all differ
 )->pd.DataFrame: # A row a draw: 'budget', 'draw', 'accuracy', 'queries'
     "Accuracy with few labelled pictures"
     features,labels,rows = np.asarray(features),np.asarray(labels),[]
     if len(features) != len(labels): raise RedoError(f'{len(features)} vectors do not match {len(labels)} labels')
+    groups = np.arange(len(labels)) if groups is None else np.asarray(groups)
+    if len(groups) != len(labels): raise RedoError(f'{len(groups)} groups do not match {len(labels)} labels')
     if isinstance(classifier, str):
         if classifier not in _CLASSIFIERS:
             raise RedoError(f"unknown classifier '{classifier}': use {', '.join(_CLASSIFIERS)}, or a classifier of scikit-learn")
@@ -329,7 +332,7 @@ def label_budget_scores(
     for k in budgets:
         for d in range(draws):
             g = _draw_gallery(labels, k, d, seed)
-            rest = np.setdiff1d(np.arange(len(labels)), g) if disjoint else np.arange(len(labels))
+            rest = np.flatnonzero(~np.isin(groups, groups[g])) if disjoint else np.arange(len(labels))
             right = clone(classifier).fit(features[g], labels[g]).predict(features[rest]) == labels[rest]
             rows.append(dict(budget=k, draw=d, accuracy=float(right.mean()), queries=len(rest)))
     return pd.DataFrame(rows)
