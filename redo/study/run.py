@@ -197,7 +197,7 @@ def run_record(
 )->dict: # 'config', the entries of `run_place`, and 'resumed' and 'commits' where it was taken up again
     "What a summary says of the making of a run"
     again,own = cfg.get('resumed', []),('spec','model','size','n_regions','seed','recipe','init')
-    start = cfg.get('start') or dict.fromkeys(('commit','date',*again[0]))
+    start = cfg.get('start') or dict.fromkeys(('commit','date',*(again or [{}])[0]))
     commits = list(dict.fromkeys(o.get('commit', start.get('commit')) for o in (start,*again)))
     config = {k: cfg[k] for k in own if k in cfg} | dict(test=test, **cfg.get('told', {}))
     return dict(config=config, **start, **({'resumed': again} if again else {}), **({'commits': commits} if len(commits) > 1 else {}))
