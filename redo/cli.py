@@ -106,11 +106,12 @@ def _decomposer(paths, method, model, size, device):
     return IEM(128 if size is None else size).to(pick_device(device)),None
 
 # %% ../nbs/80_cli.ipynb #6e1454b3
-@command(['redo-segment photo.jpg', 'redo-segment photo.jpg holiday/ --model redo-digits-1 --refine guided',
+@command(['redo-segment --example', 'redo-segment photo.jpg', 'redo-segment photo.jpg holiday/ --model redo-digits-1 --refine guided',
     'redo-segment photo.jpg --model user/repository --out cut --kinds cutout',
     'redo-segment photo.jpg --model dataset_nets_state.pth --background 1', 'redo-segment photo.jpg --method iem'])
 def redo_segment(
     *paths:str, # Pictures, and folders of them
+    example:bool=False, # Cut a photograph of a flower that is here already (it comes with scikit-learn) beside those that are named
     model:str=None, # Folder of weights or of a run, .pth file, or user/repository on the hub (default: flowers, from the package)
     method:str='trained', # How to cut: trained, by a model, or iem, which needs none
     out:str='segmented', # Folder of the results
@@ -126,13 +127,17 @@ def redo_segment(
 
     Writes NAME.mask.png (0 background, 1 and up objects), NAME.overlay.png, NAME.cutout.png, and regions.json with areas and boxes."""
     from redo.use.refine import REFINE
-    from redo.use.segment import RESULT_KINDS, segment_files
+    from redo.use.segment import RESULT_KINDS, example_picture, segment_files
     kinds = [o for o in kinds.replace(' ', '').split(',') if o]
     if odd := [o for o in kinds if o not in RESULT_KINDS]: raise RedoError(f"unknown kind '{odd[0]}': known are {', '.join(RESULT_KINDS)}")
     if bs < 1: raise RedoError(f'--bs {bs}: at least one picture at a time')
     if refine not in (None, *REFINE): raise RedoError(f"unknown refinement '{refine}': known are {', '.join(REFINE)}")
+    if not paths and not example: raise RedoError('name pictures or folders of them; --example cuts a photograph that is here already')
+    photo,whose = example_picture() if example else (None,None)
+    paths = [*paths, photo] if example else paths
     net,size = _decomposer(paths, method, model, size, device)
     res = segment_files(net, paths, out, size, background, kinds, bs, progress, after=refine and (lambda s: s.refined(refine)))
+    if whose: print(whose)
     if res['pictures']: print(f"{len(res['pictures'])} pictures in {out}; label of each region: {res['labels']}, {res['how']}")
     return res
 
