@@ -202,6 +202,7 @@ def redo_export(
 
     Needs the extra 'onnx': pip install 'redo-segmentation[onnx]'"""
     _need(['-'], model)
+    if Path(out).is_dir(): raise RedoError(f'cannot write {out}: it is a folder; name a file with --out')
     from redo.use.onnx import export_onnx, region_notes
     from redo.use.segment import load_model
     net = load_model(model, 'cpu')

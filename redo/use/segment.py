@@ -69,8 +69,9 @@ def example_picture(
 )->tuple: # Its file, and whose photograph it is
     "A photograph to try things on, without a download"
     if name not in _EXAMPLES: raise RedoError(f"unknown example '{name}': known are {', '.join(_EXAMPLES)}")
-    who = f'https://www.flickr.com/photos/{_EXAMPLES[name]}'
-    return Path(resources.files('sklearn.datasets.images')/f'{name}.jpg'),f"{name}.jpg: a photograph by {who.split('/')[-2]} ({who}, CC BY 2.0)"
+    who,where = _EXAMPLES[name].split('/')[0],f'https://www.flickr.com/photos/{_EXAMPLES[name]}'
+    file = Path(resources.files('sklearn.datasets.images')/f'{name}.jpg')
+    return file,f'{file.name}: a photograph by {who} ({where}, CC BY 2.0)'
 
 # %% ../../nbs/64_use.segment.ipynb #7402de17
 PIXELS = 2*10**7 # Pixels of pictures that are held at a time, but for one larger picture alone
