@@ -142,7 +142,7 @@ odd_file('pics/splits.json', new, pipe='splits.json: it is a pipe', link='splits
 row('a mask that is no picture', f'redo-train set --out new {tiny}', 'masks/', by=masked(lambda: [text(f'set/masks/{i}.png', b'hello')() for i in range(4)]))
 row('a mask that is a pipe', f'redo-train set --out new {tiny}', 'it is a pipe', by=masked(lambda: [pipe(f'set/masks/{i}.png')() for i in range(4)]))
 row('digits of 4 TiB', 'redo-train c2mnist:100-(32,32) --out new --steps 1 --device cpu --root . --no-progress', 'cut short or too long', by=huge_idx)
-row('digits of another kind', 'redo-train c2mnist:100-(32,32) --out new --steps 1 --device cpu --root . --no-progress', 'no idx file', by=lambda: (huge_idx(), text('mnist/train-images-idx3-ubyte', b'hello')()))
+row('digits of another kind', 'redo-train c2mnist:100-(32,32) --out new --steps 1 --device cpu --root . --no-progress', 'is not an idx file', by=lambda: (huge_idx(), text('mnist/train-images-idx3-ubyte', b'hello')()))
 
 # Folders of runs
 go = 'redo-train --resume --out run --device cpu --no-progress'
