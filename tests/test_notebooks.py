@@ -39,7 +39,7 @@ for line in iter(sys.stdin.readline, ''):
 @pytest.fixture(scope='session')
 def run(tmp_path_factory):
     "Runs a notebook: exit status"
-    env = dict(os.environ, **{o: str(tmp_path_factory.mktemp('home')) for o in ('FASTAI_HOME','MPLCONFIGDIR')})
+    env = dict(os.environ, FASTAI_HOME=str(tmp_path_factory.mktemp('fastai')), MPLCONFIGDIR=str(tmp_path_factory.getbasetemp()/'matplotlib'))
     with subprocess.Popen([sys.executable, '-c', runner], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env) as p:
         def _run(**kwargs):
             print(json.dumps(dict(kwargs, env=dict(os.environ))), file=p.stdin, flush=True)
