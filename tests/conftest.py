@@ -25,7 +25,7 @@ def pytest_generate_tests(metafunc):
 
 def pytest_collection_modifyitems(items):
     "What takes longest first; whether a notebook was complete is asked last, when it has run"
-    long = ('[80_cli]','test_grids','test_law','test_hostile.py','[54_train.learner]')
+    long = ('[81_cli]','test_grids','test_law','test_hostile.py','[54_train.learner]')
     items.sort(key=lambda o: 2 if 'test_complete' in o.nodeid else 0 if any(k in o.nodeid for k in long) else 1)
 
 def pytest_terminal_summary(terminalreporter, config):
@@ -38,7 +38,8 @@ def pytest_terminal_summary(terminalreporter, config):
     if n: terminalreporter.write_line(f"Cells left out: {', '.join(f'{v} flagged {k}' for k,v in sorted(n.items()))}; --flags {min(n) if len(n) == 1 else repr(' '.join(sorted(n)))} runs them")
 
 @pytest.fixture(autouse=True)
-def tidy(tmp_path, monkeypatch):
-    "Caches in a folder of the test, working folder and environment as before"
+def tidy(tmp_path, tmp_path_factory, monkeypatch):
+    "Caches in a folder of the test, but for Matplotlib's list of fonts, which takes time; working folder and environment as before"
     monkeypatch.chdir(root)
-    for name in ('REDO_CACHE','FASTAI_HOME','HF_HOME','MPLCONFIGDIR','HYPOTHESIS_STORAGE_DIRECTORY'): monkeypatch.setenv(name, str(tmp_path/name.lower()))
+    for name in ('REDO_CACHE','FASTAI_HOME','HF_HOME','HYPOTHESIS_STORAGE_DIRECTORY'): monkeypatch.setenv(name, str(tmp_path/name.lower()))
+    monkeypatch.setenv('MPLCONFIGDIR', str(tmp_path_factory.getbasetemp()/'matplotlib'))

@@ -3,37 +3,62 @@ import json, os, subprocess, sys
 import pytest
 from filelock import FileLock
 
-run = '''
-import json, sys
-import nbdev.test
+# Imports what notebooks take from others, which is seconds of work, once; then every line that it is sent becomes a process of its own, which runs a notebook
+runner = '''
+import json, os, sys
+os.environ['PYTORCH_NVML_BASED_CUDA_CHECK'] = '1' # asking does not yet use the GPU
+import torch, nbdev.test
+if not torch.cuda.is_available(): import fastai.vision.all, kornia, matplotlib.pyplot, sklearn.datasets # a process that used a GPU cannot be divided
 from nbdev.config import get_config
+
 class Shell(nbdev.test.CaptureShell):
     def run_all(self, nb, *args, **kwargs):
         Shell.cells = [o for o in nb.cells if o.cell_type == 'code']
         for o in Shell.cells: o.outputs = []
         return super().run_all(nb, *args, **kwargs)
 nbdev.test.CaptureShell = Shell
-cfg = get_config()
-notebook,file,*flags = sys.argv[1:]
-passed,secs = nbdev.test.test_nb(notebook, skip_flags=cfg.tst_flags, force_flags=flags, basepath=cfg.config_path, cell_timeout=None if flags else cfg.cell_timeout) # slow cells take what they take
-text = [''.join(o.get('text', '')) for c in getattr(Shell, 'cells', []) for o in c.outputs]
-with open(file, 'w') as f: json.dump([l for o in text for l in o.splitlines() if l.startswith('skipped: ')], f)
-sys.exit(not passed)
+
+def run(notebook, said, skips, flags, env):
+    "Exit status; output and what was skipped are in files"
+    os.environ.clear()
+    os.environ.update(env)
+    for n,o in enumerate((os.open(os.devnull, os.O_RDONLY), os.open(said, os.O_WRONLY|os.O_CREAT))): os.dup2(o, n)
+    os.dup2(1, 2)
+    cfg = get_config()
+    passed,secs = nbdev.test.test_nb(notebook, skip_flags=cfg.tst_flags, force_flags=flags, basepath=cfg.config_path, cell_timeout=None if flags else cfg.cell_timeout) # slow cells take what they take
+    text = [''.join(o.get('text', '')) for c in getattr(Shell, 'cells', []) for o in c.outputs]
+    with open(skips, 'w') as f: json.dump([l for o in text for l in o.splitlines() if l.startswith('skipped: ')], f)
+    return int(not passed)
+
+for line in iter(sys.stdin.readline, ''):
+    pid = os.fork()
+    if not pid: sys.exit(run(**json.loads(line)))
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 '''
 
+@pytest.fixture(scope='session')
+def run(tmp_path_factory):
+    "Runs a notebook: exit status"
+    env = dict(os.environ, FASTAI_HOME=str(tmp_path_factory.mktemp('fastai')), MPLCONFIGDIR=str(tmp_path_factory.getbasetemp()/'matplotlib'))
+    with subprocess.Popen([sys.executable, '-c', runner], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env) as p:
+        def _run(**kwargs):
+            print(json.dumps(dict(kwargs, env=dict(os.environ))), file=p.stdin, flush=True)
+            return int(p.stdout.readline())
+        yield _run
+        p.stdin.close()
+
 @pytest.fixture
-def outcome(notebook, request, tmp_path, tmp_path_factory):
+def outcome(notebook, run, request, tmp_path, tmp_path_factory):
     "What a notebook does when it runs; it runs once, for whichever test and worker asks first"
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if os.environ.get('PYTEST_XDIST_WORKER') else base)/'notebooks'
     folder.mkdir(exist_ok=True)
     name = '.'.join(notebook.relative_to(request.config.rootpath/'nbs').with_suffix('').parts)
-    file,skips = folder/f'{name}.json',tmp_path/'skips.json'
+    file,said,skips = folder/f'{name}.json',tmp_path/'said.txt',tmp_path/'skips.json'
     with FileLock(folder/f'{name}.lock'):
         if not file.exists():
-            flags = request.config.getoption('--flags').split()
-            res = subprocess.run([sys.executable, '-c', run, notebook, skips, *flags], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace')
-            file.write_text(json.dumps(dict(failed=res.returncode, said=res.stdout, skipped=json.loads(skips.read_text()) if skips.exists() else [])))
+            failed = run(notebook=str(notebook), said=str(said), skips=str(skips), flags=request.config.getoption('--flags').split())
+            file.write_text(json.dumps(dict(failed=failed, said=said.read_text(errors='replace'), skipped=json.loads(skips.read_text()) if skips.exists() else [])))
     return json.loads(file.read_text())
 
 def test_runs(notebook, outcome):

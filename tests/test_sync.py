@@ -1,6 +1,7 @@
 "What is generated equals what the notebooks give, and the notebooks keep to the rules of CONTRIBUTING.md"
-import ast, json, re, shutil, statistics, subprocess, sys
+import ast, json, os, re, shutil, statistics, subprocess, sys
 import pytest
+from filelock import FileLock
 from nbconvert import HTMLExporter, MarkdownExporter
 from nbdev.doclinks import nbglob
 import pages
@@ -19,14 +20,18 @@ def exports(fn):
 
 @pytest.fixture(scope='module')
 def copy(tmp_path_factory):
-    "A copy of the project, exported and cleaned from nothing but the notebooks"
-    dst = tmp_path_factory.mktemp('copy')
-    shutil.copytree(root/'nbs', dst/'nbs', ignore=shutil.ignore_patterns('.*','models'))
-    (dst/'redo').mkdir()
-    for f in ('pyproject.toml','settings.ini','setup.py','_quarto.yml','README.md','redo/__init__.py'): shutil.copy(root/f, dst/f)
-    code = 'from nbdev.doclinks import nbdev_export as e; from nbdev.clean import nbdev_clean as c; e.__wrapped__(); c.__wrapped__()'
-    subprocess.run([sys.executable, '-c', code], cwd=dst, check=True)
-    return dst
+    "A copy of the project, exported and cleaned from nothing but the notebooks; made once, by whichever worker asks first"
+    base = tmp_path_factory.getbasetemp()
+    dst = (base.parent if os.environ.get('PYTEST_XDIST_WORKER') else base)/'copy'
+    with FileLock(f'{dst}.lock'):
+        if dst.exists(): return dst
+        new = tmp_path_factory.mktemp('new')/'copy'
+        shutil.copytree(root/'nbs', new/'nbs', ignore=shutil.ignore_patterns('.*','models'))
+        (new/'redo').mkdir()
+        for f in ('pyproject.toml','settings.ini','setup.py','_quarto.yml','README.md','redo/__init__.py'): shutil.copy(root/f, new/f)
+        code = 'from nbdev.doclinks import nbdev_export as e; from nbdev.clean import nbdev_clean as c; e.__wrapped__(); c.__wrapped__()'
+        subprocess.run([sys.executable, '-c', code], cwd=new, check=True)
+        return new.rename(dst)
 
 def files(folder, pattern): return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob(pattern) if '.ipynb_checkpoints' not in p.parts}
 def differing(a, b): return sorted(k for k in a.keys()|b.keys() if a.get(k) != b.get(k))
