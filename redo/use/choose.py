@@ -179,12 +179,12 @@ def choose_teacher(
     x,few = images[i],max(1, int(len(i)*.4))
     said = _masks_of(x, teachers, progress) if said is None else {t: m[i] for t,m in said.items()}
     crop = mirrored_crops(few, seed=seed)
-    moved,ok = _masks_of(crop(x[:few]), teachers, progress),{t: plausible(m) for t,m in said.items()}
-    edges = {t: edge_ratio(x, said[t])*ok[t] for t in teachers}
-    if not any(o.any() for o in edges.values()):
-        raise RedoError(f'no teacher has a plausible mask (object on 5% to 85%, with an edge) of any of {len(x)} pictures: use others')
+    moved,flat = _masks_of(crop(x[:few]), teachers, progress),(x == x[:,:,:1,:1]).flatten(1).all(1)
+    ok = {t: plausible(m) & ~flat for t,m in said.items()}
+    if not any(o.any() for o in ok.values()):
+        raise RedoError(f'no teacher has a plausible mask (object on 5% to 85% of the picture) of any of {len(x)} pictures: use others')
     def student(t): return _heldout(x, said[t], steps, seed).mean().item() if steps and len(x) >= _ENOUGH else np.nan
     def seen(t): return dict(plausible=ok[t].float(), stable=_iou(crop(said[t][:few]), moved[t])*ok[t][:few],
-        edges=edges[t], agree=_agreement(said, t)*ok[t])
+        edges=edge_ratio(x, said[t])*ok[t], agree=_agreement(said, t)*ok[t])
     bar = progress_bar(teachers, leave=False, comment='criteria') if progress else teachers
     return _decide(pd.DataFrame({t: {k: v.mean().item() for k,v in seen(t).items()} | dict(student=student(t)) for t in bar}).T, by, len(x))
