@@ -97,7 +97,7 @@ def _chosen_teacher(
         except (KeyError, RedoError): raise RedoError(f'{file} is damaged: teach in another folder') from None
     if not -2**63 <= seed < 2**64: raise RedoError(f'seed={brief(seed)}: use a whole number from 0 to 2**64-1')
     pics = src.pictures('train', (size,)*2, 'antialias').images
-    c = choose_teacher(pics, seed=seed, progress=progress is True)
+    c = choose_teacher(pics, steps=0, seed=seed, progress=progress is True)
     rows = c.table.rename_axis('teacher').reset_index().to_dict('records')
     res = plain_json(dict(teacher_chosen=c.teacher, teacher_why=c.why, teacher_table=rows))
     write_json(file, res)

@@ -18,7 +18,7 @@ from ..models.student import Student
 from .pseudo import join_teachers, parse_teacher, plausible, shrink_masks, teacher_masks, to_size
 
 # %% ../../nbs/66_use.choose.ipynb #66a00008
-TEACHERS = ('grabcut:.02','grabcut:.05','grabcut:.1','grabcut:.15','iem','kmeans','grabcut:.05+iem+kmeans') # Who is asked
+TEACHERS = ('grabcut:.02','grabcut:.05','grabcut:.1','grabcut:.15','iem','kmeans') # Who is asked
 
 def _singles(teachers):
     "The teachers that vote or agree in some"
@@ -131,27 +131,43 @@ def _heldout(
     net = _quick_student(images[learn], masks[learn], steps, seed)
     return _iou(_quick_masks(net, images[held]), masks[held])*ok[held]
 
+# %% ../../nbs/66_use.choose.ipynb #66a00040
+def _vote_of_kinds(
+    said:dict, # Teacher -> masks (N,H,W)
+    ok:dict, # Teacher -> which of them are plausible, (N,)
+    teachers:tuple # Who is asked
+)->str: # Names joined by +; None where fewer than three kinds are asked
+    "The vote of the teachers that agree best with the other kinds, one of each kind"
+    kinds = {}
+    for t in teachers:
+        if len(_singles([t])) == 1: kinds.setdefault(t.partition(':')[0], {})[t] = (_agreement(said, t)*ok[t]).mean().item()
+    return '+'.join(max(v, key=v.get) for v in kinds.values()) if len(kinds) > 2 else None
+
 # %% ../../nbs/66_use.choose.ipynb #66a0001c
 CRITERIA = ('plausible','stable','edges','agree','student') # Seen without any label, larger is better
 @dataclass
 class TeacherChoice:
     "A teacher that was chosen without labels"
     teacher:str # As for `parse_teacher`
-    why:str # In one line
+    why:str # Why, in one line
     table:pd.DataFrame # A row a teacher: its criteria, and 'rank', the mean of its ranks by all of them
 
 def _decide(
     table:pd.DataFrame, # Criteria of every teacher
-    by:str, # One of them, or 'rank'
-    n:int # Pictures that were looked at
+    by:str, # One of them, 'rank', or 'vote'
+    n:int, # Pictures that were looked at
+    vote:str=None # The vote of kinds; None: there is none
 )->TeacherChoice:
     "The teacher with the best value, the first of several"
     table = table.assign(rank=table.rank(ascending=False).mean(1, skipna=True)).round(4)
+    if by == 'vote' and vote and table.plausible[vote]:
+        return TeacherChoice(vote, f'{vote}, the vote of those that agree best with other kinds, on {n} picture{"s"*(n != 1)} without labels', table)
+    by = 'agree' if by == 'vote' else by
     order = table.sort_values(by, ascending=by == 'rank', kind='stable')
     (best,a),(other,b) = list(order[by].items())[:2] if len(order) > 1 else [*order[by].items()]*2
     what = dict(plausible='plausible masks', stable='stability', edges='edges', agree='agreement with the other kinds of teachers',
         student='its student', rank='mean rank by what is seen')[by]
-    return TeacherChoice(best, f'{best}, by {what} on {n} pictures without labels ({a:.2f}; next {other}, {b:.2f})', table)
+    return TeacherChoice(best, f'{best}, by {what} on {n} picture{"s"*(n != 1)} without labels ({a:.2f}; next {other}, {b:.2f})', table)
 
 # %% ../../nbs/66_use.choose.ipynb #66a00020
 def _check_choice(images, teachers, by, most):
@@ -159,14 +175,14 @@ def _check_choice(images, teachers, by, most):
     if not len(images): raise RedoError('there is no picture to choose a teacher by: give one or more')
     if not teachers: raise RedoError('there is no teacher to choose: name one or more')
     for t in teachers: parse_teacher(t)
-    if by not in (*CRITERIA,'rank'): raise RedoError(f"unknown criterion {by!r}: use {', '.join(CRITERIA)} or rank")
+    if by not in (*CRITERIA,'rank','vote'): raise RedoError(f"unknown criterion {by!r}: use {', '.join(CRITERIA)}, rank or vote")
     if most < 1: raise RedoError(f'most={most}: look at one picture or more')
 
 # %% ../../nbs/66_use.choose.ipynb #66a0001f
 def choose_teacher(
     images:Tensor, # Pictures, (N,3,H,W) uint8, at the size that the teacher will see
     teachers:tuple=TEACHERS, # Who is asked, as for `parse_teacher`
-    by:str='agree', # One of `CRITERIA`, or 'rank', the mean rank by all of them
+    by:str='vote', # 'vote', one of `CRITERIA`, or 'rank', the mean rank by all of them
     most:int=100, # Pictures to look at, drawn from all
     steps:int=150, # Batches of a small student; 0: none is trained
     seed:int=0, # Seed
@@ -183,8 +199,13 @@ def choose_teacher(
     ok = {t: plausible(m) & ~flat for t,m in said.items()}
     if not any(o.any() for o in ok.values()):
         raise RedoError(f'no teacher has a plausible mask (object on 5% to 85% of the picture) of any of {len(x)} pictures: use others')
+    vote = _vote_of_kinds(said, ok, teachers)
+    for o in (said, moved): o |= {vote: join_teachers([o[t] for t in _singles([vote])], vote)} if vote else {}
+    ok = {t: plausible(m) & ~flat for t,m in said.items()}
     def student(t): return _heldout(x, said[t], steps, seed).mean().item() if steps and len(x) >= _ENOUGH else np.nan
     def seen(t): return dict(plausible=ok[t].float(), stable=_iou(crop(said[t][:few]), moved[t])*ok[t][:few],
         edges=edge_ratio(x, said[t])*ok[t], agree=_agreement(said, t)*ok[t])
-    bar = progress_bar(teachers, leave=False, comment='criteria') if progress else teachers
-    return _decide(pd.DataFrame({t: {k: v.mean().item() for k,v in seen(t).items()} | dict(student=student(t)) for t in bar}).T, by, len(x))
+    every = list(dict.fromkeys([*teachers, *([vote] if vote else [])]))
+    bar = progress_bar(every, leave=False, comment='criteria') if progress else every
+    table = pd.DataFrame({t: {k: v.mean().item() for k,v in seen(t).items()} | dict(student=student(t)) for t in bar}).T
+    return _decide(table, by, len(x), vote)
