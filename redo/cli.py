@@ -324,6 +324,7 @@ def _teach_report(s, out):
     from redo.use.refine import REFINE
     rounds = f"{s['rounds']} round{'s' if s['rounds'] > 1 else ''} of {s['steps']} steps"
     print(f"\n{s['spec']}: {s['n_images']} pictures, {rounds}, the last in {s['seconds']:.0f} s on {s['device']}")
+    if 'teacher_why' in s: print(f"teacher: {s['teacher_why']}")
     for k,v in s['scores'].items(): print(f"\n{score_table({f'{k}, network': v, **{m: v[m] for m in REFINE}})}")
     print(f"\n{out}: weights/ (the model), summary.json (scores), round-{s['rounds']}/ (the run)")
     print(f'use it: redo-segment PICTURES --model {out}')
@@ -336,7 +337,7 @@ def redo_teach(
     out:str=None, # Folder of the run (default: a new one, redo-SPEC-N)
     size:int=128, # Side of the pictures for teachers and refinement
     net_size:int=64, # Side of the pictures for the network: 32, 64, 128 or 256
-    teacher:str='grabcut:.05', # grabcut, grabcut:MARGIN, kmeans, iem; several joined by + (mean) or & (where they agree)
+    teacher:str='auto', # auto (chosen without labels), or grabcut:MARGIN, kmeans, iem; several joined by + (mean) or & (agreement)
     rounds:int=1, # Networks, each but the first taught by the refined masks of the one before
     refine:str='both', # Refinement between rounds: guided, grabcut, both or none
     steps:int=600, # Batches in a round

@@ -18,9 +18,11 @@ from ..data.spec import Pictures, get_source, parse_spec
 from ..metrics import RegionScores
 from ..models.student import Student
 from ..train.recipes import get_recipe
+from ..use.choose import choose_teacher
 from ..use.pseudo import object_masks, parse_pseudo
 from ..use.refine import REFINE, refine
 from ..weights import checkpoint_model, packaged_folder, safe_load
+from .results import plain_json, write_json
 from .run import train_run
 from .engine import sigterm_as_ctrl_c
 
@@ -50,7 +52,7 @@ def student_scores(
     return res
 
 # %% ../../nbs/79_study.teach.ipynb #1d3706c7
-_FILES = (r'run\.json', r'summary\.json')
+_FILES = (r'run\.json', r'choice\.json', r'summary\.json')
 
 @contextmanager
 def _teach_folder(out, settings):
@@ -72,11 +74,35 @@ def _teach_folder(out, settings):
             with atomic_path(folder/'run.json') as p: p.write_text(json.dumps(told, indent=1))
             try: yield folder
             finally:
-                if not any(folder.glob('round-*')): (folder/'run.json').unlink(missing_ok=True)
+                if not any(folder.glob('round-*')):
+                    for o in ('run.json','choice.json'): (folder/o).unlink(missing_ok=True)
     finally:
         if os.path.isdir(folder) and os.listdir(folder) == [LOCK]:
             (folder/LOCK).unlink()
             if new: folder.rmdir()
+
+# %% ../../nbs/79_study.teach.ipynb #79c00002
+def _chosen_teacher(
+    out:Path, # Folder of the run
+    src, # Data set
+    size:int, # Side of the pictures that teachers see
+    seed:int, # Seed
+    progress=False # Show progress bars and say what was chosen?
+)->dict: # 'teacher_chosen', 'teacher_why', 'teacher_table', plain values
+    "The teacher that this run has chosen, now or before"
+    file = out/'choice.json'
+    if os.path.lexists(file):
+        res = read_json(file)
+        try: return (parse_pseudo(res['teacher_chosen']), res)[1]
+        except (KeyError, RedoError): raise RedoError(f'{file} is damaged: teach in another folder') from None
+    if not -2**63 <= seed < 2**64: raise RedoError(f'seed={brief(seed)}: use a whole number from 0 to 2**64-1')
+    pics = src.pictures('train', (size,)*2, 'antialias').images
+    c = choose_teacher(pics, steps=0, seed=seed, progress=progress is True)
+    rows = c.table.rename_axis('teacher').reset_index().to_dict('records')
+    res = plain_json(dict(teacher_chosen=c.teacher, teacher_why=c.why, teacher_table=rows))
+    write_json(file, res)
+    if progress: print(f'teacher: {c.why}')
+    return res
 
 # %% ../../nbs/79_study.teach.ipynb #af91e7eb
 _CARD = """# {name}
@@ -87,7 +113,7 @@ A mask network of `redo` that cuts the object out of a photograph: {count:,} wei
 **Data.** {n_images} training pictures of `{spec}`. No label, mask or box drawn by a person was used for training, and no weights
 of another network.
 
-**Recipe.** Pseudo-labels `{teacher}` at {size} pixels; {rounds} round(s) of {steps} steps{stopped}; seed {seed};
+**Recipe.** Pseudo-labels `{teacher}`{chosen} at {size} pixels; {rounds} round(s) of {steps} steps{stopped}; seed {seed};
 {seconds:.0f} s of training on {device}.
 
 **Scores** at {size} pixels, region 1 as the object, pixels of unknown truth left out:
@@ -115,6 +141,8 @@ def write_student(
     why,own = s.get('stopped', ''),Path(folder).name == 'weights'
     more = dict(name=Path(folder).parent.name if own else Path(folder).name,
         packaged='' if own else f', and by the name `{Path(folder).name}`', stopped=why and f' ({why})',
+        teacher=s.get('teacher_chosen', s['teacher']),
+        chosen=' (chosen without labels)'*('teacher_chosen' in s),
         count=sum(o.numel() for o in model.mask.parameters()),
         table='\n'.join(rows) if s['scores'] else 'none.' if why else 'none, for lack of truth.')
     with atomic_path(Path(folder)/'README.md') as p: p.write_text(_CARD.format(**s | more))
@@ -122,7 +150,7 @@ def write_student(
 
 # %% ../../nbs/79_study.teach.ipynb #7d40630b
 def check_lesson(
-    teacher:str='grabcut:.05', # Teachers, as for `parse_teacher`
+    teacher:str='auto', # Teachers, as for `parse_teacher`, or 'auto'
     size:int=128, # Side of the pictures that teachers and refinement see
     rounds:int=1, # Students, one after another
     refine_by:str='both', # Refinement between rounds
@@ -132,7 +160,7 @@ def check_lesson(
     for k,v,hi in (('size',size,1024), ('rounds',rounds,100)):
         if isinstance(v, bool) or not isinstance(v, int) or not (16 if k == 'size' else 1) <= v <= hi:
             raise RedoError(f"{k}={brief(v)}: use a whole number from {16 if k == 'size' else 1} to {hi}")
-    parse_pseudo(teacher)
+    if teacher != 'auto': parse_pseudo(teacher)
     parse_pseudo(f'refined:{refine_by}:x')
     get_recipe(model='student', **changes)
 
@@ -150,7 +178,7 @@ def teach_run(
     out:Path, # Folder of the run: `round-1/` and so on, `weights/`, `run.json` and `summary.json`
     size:int=128, # Side of the pictures for teachers, refinement and scores
     net_size:int=64, # Side of the pictures for the network
-    teacher:str='grabcut:.05', # As for `parse_teacher`
+    teacher:str='auto', # As for `parse_teacher`; 'auto': chosen without labels, by `choose_teacher`
     rounds:int=1, # Students, one after another
     steps:int=600, # Batches of each
     seed:int=0, # Seed of everything
@@ -171,18 +199,20 @@ def teach_run(
     dev,src = pick_device(device),get_source(parse_spec(spec), root)
     src.progress = progress is True
     with _teach_folder(out, told) as out, sigterm_as_ctrl_c():
+        notes = _chosen_teacher(out, src, size, seed, progress) if teacher == 'auto' else None
+        taught_by = notes['teacher_chosen'] if notes else teacher
         for r in range(1, rounds+1):
             if progress: print(f'round {r} of {rounds}')
-            labels,last = f'{teacher}@{size}' if r == 1 else f'refined:{refine_by}:{out}/round-{r-1}@{size}',r == rounds
+            labels,last = f'{taught_by}@{size}' if r == 1 else f'refined:{refine_by}:{out}/round-{r-1}@{size}',r == rounds
             own = dict(root=root, device=device, previews=previews, progress=progress, test=test and last, resume=True, steps=steps,
-                n_regions=2, seed=seed+1000*(r-1), run_name=f'{out.resolve().name}, round {r}')
+                n_regions=2, seed=seed+1000*(r-1), run_name=f'{out.resolve().name}, round {r}', notes=notes)
             if last: own.update(results=results, more=_refined(src, size, test))
             own.update(changes, **{'data.inputs.pseudo': labels})
             try: s = train_run(spec, out/f'round-{r}', model='student', size=net_size, **own)
-            except KeyboardInterrupt: raise KeyboardInterrupt(_stopped(out, told, r, dev)) from None
+            except KeyboardInterrupt: raise KeyboardInterrupt(_stopped(out, told | (notes or {}), r, dev)) from None
         net = Decomposer.from_pretrained(out/f'round-{rounds}'/'weights')
-        s = told | dict(n_images=s['n_pictures'], device=str(dev), seconds=s['seconds'], scores=s.get('more', {}), id=s['id'],
-            versions=versions())
+        s = dict(n_images=s['n_pictures'], device=str(dev), seconds=s['seconds'], scores=s.get('more', {}), id=s['id'], versions=versions())
+        s = told | (notes or {}) | s
         write_student(net.averaged(), out/'weights', s)
         with atomic_path(out/'summary.json') as p: p.write_text(json.dumps(s, indent=1))
     return s

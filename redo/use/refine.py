@@ -65,7 +65,7 @@ def _cv2():
     "OpenCV, if it is there"
     try: import cv2
     except ImportError:
-        raise RedoError("refinement by 'grabcut' needs OpenCV: pip install redo-segmentation[refine], or use 'guided'") from None
+        raise RedoError("refinement by 'grabcut' needs OpenCV: pip install opencv-python-headless, or use 'guided'") from None
     return cv2
 
 def _grabcut(img, m, rounds, rect=None):

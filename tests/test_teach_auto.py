@@ -1,0 +1,63 @@
+"redo-teach without --teacher: one is chosen without labels, once, and kept"
+import json, os
+from pathlib import Path
+import pytest
+from PIL import Image
+from redo.cli import redo_teach
+from redo.command import run_command
+from redo.data.toy import make_digits
+
+lesson = '--size 32 --net-size 32 --nf-mask 8 --n-res 0 --bs 4 --steps 3 --device cpu --no-test --no-previews --no-progress'.split()
+
+@pytest.fixture
+def teach(tmp_path, monkeypatch, capfd):
+    "`teach(*argv)` in a folder with eight pictures: exit status, stdout and stderr"
+    monkeypatch.chdir(tmp_path)
+    Path('few').mkdir()
+    for i,x in enumerate(make_digits(8, 32, seed=1)[0]): Image.fromarray(x.permute(1,2,0).numpy()).save(f'few/{i}.png')
+    return lambda *argv: (run_command(redo_teach.__wrapped__, [*argv, *lesson]), *capfd.readouterr())
+
+def told(folder): return json.loads(Path(folder, 'summary.json').read_text())
+
+def test_auto_is_the_default_and_says_why(teach):
+    rc,said,err = teach('few', '--out', 'a', '--results', 'r.jsonl')
+    assert (rc, err) == (0, '')
+    choice,s,line = json.loads(Path('a/choice.json').read_text()),told('a'),json.loads(Path('r.jsonl').read_text())
+    for o in (s, line): assert {k: o[k] for k in choice} == choice
+    assert s['teacher'] == 'auto' and choice['teacher_chosen'] in [o['teacher'] for o in choice['teacher_table']]
+    assert f"teacher: {choice['teacher_why']}" in said.splitlines()
+    assert line['changes']['data.inputs.pseudo'] == f"{choice['teacher_chosen']}@32"
+    card = Path('a/weights/README.md').read_text()
+    assert f"`{choice['teacher_chosen']}` (chosen without labels)" in card and 'auto' not in card
+
+def test_not_chosen_twice(teach, monkeypatch):
+    from redo.models.student import Student
+    real,calls = Student.losses,[]
+    def losses(self, *args, **kw):
+        calls.append(0)
+        if len(calls) == 2: raise KeyboardInterrupt
+        return real(self, *args, **kw)
+    with monkeypatch.context() as m:
+        m.setattr(Student, 'losses', losses)
+        rc,_,err = teach('few', '--out', 'a')
+    assert rc == 130 and err.count('\n') == 1, err
+    kept = Path('a/choice.json').read_bytes()
+    with monkeypatch.context() as m: # whatever would be chosen now
+        m.setattr('redo.study.teach.choose_teacher', lambda *args, **kw: 1/0)
+        assert teach('few', '--out', 'a')[0] == 0
+    assert Path('a/choice.json').read_bytes() == kept
+    assert teach('few', '--out', 'b')[0] == 0
+    assert Path('a/weights/model.safetensors').read_bytes() == Path('b/weights/model.safetensors').read_bytes()
+
+def test_a_named_teacher_is_taken(teach, monkeypatch):
+    monkeypatch.setattr('redo.study.teach.choose_teacher', lambda *args, **kw: 1/0)
+    assert teach('few', '--out', 'a', '--teacher', 'kmeans')[0] == 0
+    assert not Path('a/choice.json').exists() and not {'teacher_chosen','teacher_why','teacher_table'} & set(told('a'))
+
+def test_nothing_to_choose_from(teach):
+    Path('black').mkdir()
+    for i in range(8): Image.new('RGB', (32,32)).save(f'black/{i}.png')
+    rc,said,err = teach('black', '--out', 'a')
+    assert rc == 1 and err.count('\n') == 1 and 'no teacher has a plausible mask' in err and not os.path.exists('a')
+    rc,said,err = teach('few', '--out', 'a', '--seed', str(2**64))
+    assert rc == 1 and err.count('\n') == 1 and 'seed' in err and not os.path.exists('a')
