@@ -25,6 +25,7 @@ from ..metrics import RegionScores
 from ..files import *
 from .results import append_result, json_lines, plain_json, result_line, running_steps, standing
 from ..train.phases import RunCallback
+from .run import run_state_of, stopped_run
 
 # %% ../../nbs/73_study.compare.ipynb #ba778ae5
 def bin_means(
@@ -82,12 +83,12 @@ def _table(file):
 
 # %% ../../nbs/73_study.compare.ipynb #af7f1cc1
 def curve_line(
-    out:Path, # Folder of a finished run
+    out:Path, # Folder of a run, finished or stopped
     scores:tuple=('iou_set','iou_per_image','min_region_size') # Scores to keep
 )->dict: # id, run, spec, seed, step, losses, and under 'scores' the scores with their own steps
     "The curves of a run"
     out = Path(out)
-    s = read_json(out/'summary.json')
+    s = stopped_run(out) if run_state_of(out) == 'started' else read_json(out/'summary.json')
     losses,h = (_table(out/f'{o}.csv') for o in ('losses','history'))
     who = {k: s[k] for k in ('id','run','grid','data','spec','size','seed') if k in s}
     return plain_json({**who, **bin_means(losses), 'scores': bin_means(h[['step', *(o for o in scores if o in h)]])})
