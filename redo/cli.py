@@ -356,7 +356,7 @@ def redo_teach(
     results:str=None, # File to append a line with the result to
     progress:bool=True # Show no progress
 ):
-    "Teach a mask network from masks that GrabCut, k-means or IEM make: no label is used, and no GAN."
+    "Teach a mask network from masks that GrabCut, k-means or IEM make, without labels and without a GAN."
     from redo.study.run import train_run
     from redo.study.results import append_result
     from redo.study.teach import check_lesson, install_model, teach_run
