@@ -293,7 +293,7 @@ def _remember(self:Hold, name):
     "Keep the last 20 values of a loss, by its name with or without that of its phase"
     losses = self.learn.phase_losses
     v = next((v for k,v in losses.items() if name in (k, k.partition('_')[2])), None)
-    if v is None and name not in self.memory:
+    if v is None and len(self.net.due(self.net.step-1)) == len(self.net.phases):
         raise RedoError(f"train.hold waits for '{name}', which is none of the losses: they are {', '.join(losses)}")
     if v is not None: self.memory[name] = [*self.memory.get(name, []), v.detach()][-20:]
 
