@@ -165,8 +165,18 @@ def gen_terms(self:ReDO,
     "The terms of $L_G$"
     masks,regions,fakes = self.composites(x, z, step)
     terms = {'adv': (1, self.adversarial_loss(fakes, reals, step))}
-    if self.w_z: terms['z'] = self.w_z,conservation(z, self.latent(regions.sum(1)))
+    if self.w_z: terms['z'] = self.w_z,self.recovery(z, regions, fakes, step)
     return masks,terms
+
+@patch
+def recovery(self:ReDO,
+    z:Tensor, # Latents, (B,K,nz)
+    regions:Tensor, # What they painted, (B,K,3,H,W)
+    fakes:Tensor, # Composites, (N,3,H,W)
+    step:int # Number of finished steps
+)->Tensor: # Scalar
+    "Information conservation: latents are read from the picture of all redrawn regions"
+    return conservation(z, self.latent(regions.sum(1)))
 
 # %% ../../nbs/30_models.redo.ipynb #45c6452c
 @patch

@@ -13,6 +13,7 @@ from torch import nn, Tensor
 from fastcore.basics import patch
 from ..core import *
 from ..config import *
+from ..nets.layers import fold_resizing
 from ..losses import *
 from .redo import *
 
@@ -22,6 +23,7 @@ class FastOptions(ReDOOptions):
     freeze_disc:bool = option(False, "Skip the discriminator's weight gradients in the generator phase; the same result, cheaper")
     reuse_fakes:bool = option(False, 'Show the discriminator the composites of the generator phase, one update older, instead of new ones')
     shared_disc_pass:bool = option(False, 'One pass through the discriminator for both phases; the same losses, implies the two above')
+    fold:bool = option(False, 'Fold a change of size into the convolution next to it; the same sums, under half of the products')
     channels_last:bool = option(False, 'Channels-last memory order; faster or slower, as the processor will have it')
 
 # %% ../../nbs/31_models.redo_fast.ipynb #9d8913e2
@@ -29,13 +31,14 @@ class FastOptions(ReDOOptions):
 class FastReDO(ReDO):
     "ReDO with the paper's losses, and less arithmetic"
     Options = FastOptions
-    recipes = dict(fast=dict(base='paper', freeze_disc=True, reuse_fakes=True, shared_disc_pass=True, channels_last=True,
-        bf16=True, fused=True))
+    recipes = dict(fast=dict(base='paper', freeze_disc=True, reuse_fakes=True, shared_disc_pass=True, fold=True,
+        channels_last=True, bf16=True, fused=True))
     adversarial = 'hinge' # A name in `adversarial_losses`
     same_fakes = True # Do both phases look at the same composites?
     def build(self):
         super().build()
         self.kept = None # Step, and what its generator phase leaves for its discriminator phase
+        fold_resizing(self, self.fold)
         if self.channels_last: self.to(memory_format=torch.channels_last)
     def losses(self, x, phase, step, reals=None, z=None):
         if self.channels_last: x,reals = [o if o is None else o.contiguous(memory_format=torch.channels_last) for o in (x,reals)]

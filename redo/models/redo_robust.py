@@ -39,7 +39,8 @@ class RobustOptions(FastOptions):
     r1:_Weight = option(0., "Weight of the R1 penalty on the discriminator's gradient at reals; against a discriminator that wins")
     r1_every:int = option(16, 'R1 every so many steps, as many times stronger', 1, 2**62)
     color:_Weight = option(0., 'Strength of color changes before the discriminator (DiffAugment); where pictures are few')
-    redraws:Literal['all','one'] = option('all', "Regions redrawn of each picture in a step; 'one', by lot, saves work")
+    redraws:Literal['all','one','turn'] = option('all',
+        "Regions redrawn of each picture in a step; 'one': one is shown; 'turn': one is painted, shown and read, as in the paper's text")
     shift:float = option(0., 'Largest shift of a redrawn region over other texture, in sides, in half of the composites (PerturbGAN)', 0, 1)
     cut:Literal['soft','hard'] = option('soft', "'hard': composites take every pixel whole, so that no thin veil passes for a region")
     area_of:Literal['soft','hard'] = option('soft', "Areas that the hinge looks at; 'hard': those of the labels, of which a veil has none")
@@ -54,6 +55,7 @@ class RobustReDO(FastReDO):
     def build(self):
         if self.reg_region is not None and self.reg_region >= self.n_regions:
             raise RedoError(f'reg_region={self.reg_region}: the regions are 0 to {self.n_regions-1}')
+        if self.redraws == 'turn' and self.shift: raise RedoError("redraws='turn' paints nothing behind a shifted region: use shift=0, or redraws='one'")
         regularizer_args(self.reg, self.reg_args)
         super().build()
         self.mask_ema = copy.deepcopy(self.mask).requires_grad_(False) if self.ema else None
@@ -113,6 +115,7 @@ def composites(self:RobustReDO,
     step:int # Step, for the choice of regions and the shifts
 )->tuple: # Masks (B,K,H,W), regions (B,K,3,H,W), composites (N,3,H,W) for the discriminator
     "Cut, redraw, and choose what the discriminator gets to see"
+    if self.redraws == 'turn': return self.painted_in_turn(x, z, step)
     masks = self.decompose(x).masks
     cut = self.as_cut(masks)
     t = self.textures(z, cut)
@@ -124,6 +127,34 @@ def composites(self:RobustReDO,
     if self.redraws == 'all': return masks, regions, fakes.flatten(0,1)
     k = self.draw(len(x), 'region', step, lambda n,g: torch.randint(self.n_regions, (n,), generator=g)).to(x.device)
     return masks, regions, fakes[torch.arange(len(x), device=x.device), k]
+
+# %% ../../nbs/34_models.redo_robust.ipynb #a41ed4b7
+@patch
+def turns(self:RobustReDO, n:int, step:int)->Tensor: # Region of each picture, (n,), on the CPU
+    "Whose turn it is to be redrawn"
+    return self.draw(n, 'turn', step, lambda m,g: (torch.arange(m)+torch.randint(self.n_regions, (1,), generator=g))%self.n_regions)
+
+@patch
+def painted_in_turn(self:RobustReDO,
+    x:Tensor, # Images to cut and redraw, (B,3,H,W); fewer than K leave some generator idle
+    z:Tensor, # Latents, (B,K,nz)
+    step:int # Step, for the turns
+)->tuple: # Masks (B,K,H,W), regions (B,1,3,H,W), composites (B,3,H,W)
+    "Cut, and redraw of each picture the region whose turn it is"
+    masks,turn = self.decompose(x).masks,self.turns(len(x), step)
+    rows = [(turn==k).nonzero().flatten() for k in range(self.n_regions)]
+    back = torch.cat(rows).argsort().to(x.device)
+    rows = [(k,o.to(x.device)) for k,o in enumerate(rows) if len(o)]
+    cut = torch.cat([self.as_cut(masks)[o,k:k+1] for k,o in rows])
+    t = torch.cat([self.region[k](z[o,k], m) for (k,o),m in zip(rows, cut.split([len(o) for _,o in rows]))])
+    cut,t = cut[back],t[back]
+    return masks, (cut*t)[:,None], cut*t + (1-cut)*x
+
+@patch
+def recovery(self:RobustReDO, z, regions, fakes, step):
+    if self.redraws != 'turn': return super(RobustReDO, self).recovery(z, regions, fakes, step)
+    i,k = torch.arange(len(z), device=z.device),self.turns(len(z), step).to(z.device)
+    return conservation(z[i,k], self.latent(fakes)[i,k])
 
 # %% ../../nbs/34_models.redo_robust.ipynb #8dae635f
 @patch
