@@ -7,10 +7,10 @@ Docs: https://redo-segmentation.github.io/redo/core.html.md"""
 # %% auto #0
 __all__ = ['MODELS', 'Decomposition', 'Decomposer', 'register_model', 'import_all', 'all_models', 'model_class', 'to_range',
            'evaluating', 'predict', 'step_seed', 'step_generator', 'check_seed', 'set_seed', 'pick_device',
-           'fixture_path', 'shared_path', 'versions', 'RedoError']
+           'keep_memory', 'fixture_path', 'shared_path', 'versions', 'RedoError']
 
 # %% ../nbs/01_core.ipynb #6cb674f7
-import os, random, hashlib, importlib, pkgutil, platform
+import ctypes, os, random, hashlib, importlib, pkgutil, platform
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version, PackageNotFoundError
@@ -212,6 +212,13 @@ def pick_device(
     except (RuntimeError, AssertionError) as e:
         why = str(e).splitlines()[0]
         raise RedoError(f"device '{device}' is not available here ({why}): use 'cpu' or 'auto'") from None
+
+# %% ../nbs/01_core.ipynb #02b3bf11
+def keep_memory()->bool: # Was there something to set? glibc only
+    "Let this process keep freed memory for itself until it ends"
+    try: mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, TypeError, OSError): return False
+    return bool(mallopt(-4, 0) and mallopt(-1, -1)) # M_MMAP_MAX: no blocks of their own; M_TRIM_THRESHOLD: never give back
 
 # %% ../nbs/01_core.ipynb #2ac1be8e
 def _project(): # Folder of the project, or the current one outside of it

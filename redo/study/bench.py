@@ -127,6 +127,7 @@ def benchmark(
 )->dict: # 'machine', 'settings', 'ceilings', 'variants', 'inference', 'loading'; 'flags' and 'scaling' where asked for
     "Measure training, inference and loading in one run"
     device,_ = pick_device(device),_Asked(size=size, n_regions=n_regions, seconds=seconds)
+    if device.type == 'cpu': keep_memory() # as training does
     recipe_model(size, n_regions, 'paper', nf=4) # an error for sizes that no model is for
     if quick: size,bs,seconds,same = 32,bs or (2,),min(seconds, 1.),dict(nf=8)|same
     bs = tuple(bs or ((4,8) if device.type == 'cpu' else (20,)))

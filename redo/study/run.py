@@ -347,6 +347,7 @@ def train_run(
 )->dict: # The summary
     "Train, score and write down one run; see the table above for the files"
     device = start_ranks(device)
+    if device.type == 'cpu': keep_memory()
     progress = progress if is_main() else False
     bars = progress and progress != 'lines'
     if steps is not None: changes['steps'] = steps

@@ -22,7 +22,7 @@ from ..train.learner import *
 from ..train.recipes import *
 
 # %% ../../nbs/75_study.timing.ipynb #549b1af5
-VARIANTS = dict(paper=('paper',{}), fast=('fast',{}), robust=('robust',{})) # Name -> recipe and changes; the first is the base
+VARIANTS = dict(paper=('paper',{}), fast=('fast',{}), robust=('robust',{}), turn=('robust',dict(redraws='turn'))) # Name -> recipe and changes; the first is the base
 _SAME = dict(nf=64, nf_mask=None, nf_gen=32, nf_disc=None, nf_latent=None, collapse=0.) # What all have in common
 
 # %% ../../nbs/75_study.timing.ipynb #347a2d28
