@@ -218,7 +218,7 @@ def redo_benchmark(
     device:str=None, # cpu, cuda, cuda:1, mps (default: the best at hand)
     size:int=128, # Side of the pictures: 32, 64, 128 or 256
     bs:str=None, # Pictures redrawn in a step, one number or several (default: 4,8 on a CPU, else 20)
-    variants:str=None, # Recipes beside paper, as fast,robust (default: both)
+    variants:str=None, # Recipes beside paper, as fast,robust,turn (default: all)
     n_regions:int=2, # Number of regions, 2 or more
     set:str=None, # Options that all recipes have in common, as nf=16,train.bf16=true
     seconds:float=60., # Time for the measured rounds of the recipes; as long again for --flags, half for --scaling

@@ -30,8 +30,8 @@ class _Normed(torch.autograd.Function):
     def backward(ctx, g):
         w,u,v,sigma = ctx.saved_tensors
         g = g.contiguous(memory_format=torch.contiguous_format if w.is_contiguous() else torch.channels_last)
-        c = _matrix(g).flatten().dot(_matrix(w).flatten())
-        res = torch.addr(_matrix(g), u*-c, _ordered(v, w)).div_(sigma)
+        c = (_matrix(g)*_matrix(w)).sum()
+        res = (_matrix(g)/sigma).addr_(u*(-c/sigma), _ordered(v, w))
         o,i,h,k = w.shape
         return res.view(w.shape) if w.is_contiguous() else res.view(o,h,k,i).permute(0,3,1,2),None,None,None
 
