@@ -8,6 +8,7 @@ Docs: https://redo-segmentation.github.io/redo/draw.html.md"""
 __all__ = ['palette', 'to_uint8', 'color_labels', 'overlay', 'picture_grid', 'preview_grid']
 
 # %% ../nbs/04_draw.ipynb #0539ace9
+from dataclasses import replace
 import numpy as np, torch, torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
@@ -72,15 +73,18 @@ def preview_grid(
     n_z:int=3, # Latents per region
     scale:int=2, # Pixels a side for every pixel
     seed:int=0, # Seed of the latents
-    most:int=8 # Regions that have columns of their own; where there are more, the largest in these images
+    most:int=8, # Regions that have columns of their own; where there are more, the largest in these images
+    assignment:list=None # Class of each region; where each class has one, regions are shown in the order of classes, as truth is
 )->Image.Image:
     "All that a model says about some images, a row an image"
     deco,x = next(predict(model, x.as_subclass(Tensor), bs=len(x)))
     b,k = deco.masks.shape[:2]
-    shown = range(k) if k <= most else deco.areas().mean(0).topk(most)[1].sort()[0].tolist()
-    cols = _columns(deco, x, truth, shown)
+    order = sorted(range(k), key=lambda o: assignment[o]) if sorted(assignment or []) == list(range(k)) else list(range(k))
+    seen = replace(deco, masks=deco.masks[:,order], patches=None if deco.patches is None else deco.patches[:,order])
+    shown = range(k) if k <= most else seen.areas().mean(0).topk(most)[1].sort()[0].tolist()
+    cols = _columns(seen, x, truth, shown)
     if hasattr(model, 'redraw'):
         z = torch.randn(n_z, b, k, model.nz, generator=torch.Generator().manual_seed(check_seed(seed))).to(x.device)
         with evaluating(model): fakes = torch.stack([model.redraw(x, o, deco.masks.float())[1] for o in z])
-        cols += [to_uint8(fakes[i,:,j]) for j in shown for i in range(n_z)]
+        cols += [to_uint8(fakes[i,:,order[j]]) for j in shown for i in range(n_z)]
     return picture_grid(cols, scale)

@@ -276,7 +276,7 @@ def write_run(
     if 'assignment' in scores: net.notes.setdefault('assignment', scores['assignment'])
     net.save_pretrained(out/'weights')
     x,*y = [o[:8] for o in learn.dls.valid.one_batch()]
-    with atomic_path(out/'masks.png') as p: preview_grid(net, x, *y).save(p)
+    with atomic_path(out/'masks.png') as p: preview_grid(net, x, *y, assignment=scores.get('assignment')).save(p)
     with atomic_path(out/'curve.png') as p: plot_run(h.steps, h.scores).savefig(p, dpi=110)
     own = {k: cfg[k] for k in ('spec','model','size','n_regions','seed','init') if k in cfg}
     pics = {k: v for k,v in learn.checkpoint.extra.items() if k in ('pictures','pictures_before') and v}
