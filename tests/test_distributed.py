@@ -9,6 +9,7 @@ cases = dict(paper=dict(recipe='paper', **slow), robust=dict(recipe='robust', nf
     options=dict(recipe='paper', model='redo_robust', freeze_disc=True, reuse_fakes=True, shared_disc_pass=True, channels_last=True, fused=True,
         adversarial='relativistic', r1=1., r1_every=2, color=1., redraws='one', shift=.125, reg='concrete_pdf', w_area=1., min_area=.4175, **slow),
     pairs=dict(recipe='paper', model='redo_robust', adversarial='relativistic', **slow),
+    turn=dict(recipe='paper', model='redo_robust', redraws='turn', fold=True, shared_disc_pass=True, **slow),
     collapse=dict(recipe='paper', w_z=0., collapse=.9, restarts=1, **slow))
 argv = 'digits --steps 4 --set nf=4,bf16=false,lr_mask=1e-5,lr_regions=1e-5,lr_latent=1e-5,lr_disc=1e-5 --device cpu --no-previews --no-progress'.split()
 
@@ -79,7 +80,7 @@ def test_two_processes(tmp_path):
     got = json.loads((two/'two.json').read_text())
     diff = {k: (close(want[k][0], got[k][0]), close(want[k][1], got[k][1])) for k in want}
     assert max(map(max, diff.values())) < 1e-5, diff
-    assert [len(o[0]) for o in want.values()] == [6]*5+[3]
+    assert [len(o[0]) for o in want.values()] == [6]*len(cases)+[3]
     events = [[e['action'] for e in o['collapse'][2]] for o in (want,got)]
     assert events == [['restarting','stopping']]*2, events
     assert said.count('collapsed at step') == 2 and said.count('iou_set') == 1, said # printed by one process

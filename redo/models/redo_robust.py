@@ -136,18 +136,20 @@ def turns(self:RobustReDO, n:int, step:int)->Tensor: # Region of each picture, (
 
 @patch
 def painted_in_turn(self:RobustReDO,
-    x:Tensor, # Images to cut and redraw, (B,3,H,W); fewer than K leave some generator idle
+    x:Tensor, # Images to cut and redraw, (B,3,H,W), at least K of them
     z:Tensor, # Latents, (B,K,nz)
     step:int # Step, for the turns
 )->tuple: # Masks (B,K,H,W), regions (B,1,3,H,W), composites (B,3,H,W)
     "Cut, and redraw of each picture the region whose turn it is"
+    if len(x) < self.n_regions: raise RedoError(f"redraws='turn' leaves a generator idle: a batch of {len(x)} has no turn for each of {self.n_regions} regions, use a larger one")
     masks,turn = self.decompose(x).masks,self.turns(len(x), step)
+    whole = self.as_cut(masks)
     rows = [(turn==k).nonzero().flatten() for k in range(self.n_regions)]
     back = torch.cat(rows).argsort().to(x.device)
-    rows = [(k,o.to(x.device)) for k,o in enumerate(rows) if len(o)]
-    cut = torch.cat([self.as_cut(masks)[o,k:k+1] for k,o in rows])
-    t = torch.cat([self.region[k](z[o,k], m) for (k,o),m in zip(rows, cut.split([len(o) for _,o in rows]))])
-    cut,t = cut[back],t[back]
+    rows = [o.to(x.device) for o in rows]
+    cuts = [whole[o,k:k+1] for k,o in enumerate(rows)]
+    t = torch.cat([g(z[o,k], m) for k,(g,o,m) in enumerate(zip(self.region, rows, cuts))])[back]
+    cut = torch.cat(cuts)[back]
     return masks, (cut*t)[:,None], cut*t + (1-cut)*x
 
 @patch

@@ -38,6 +38,7 @@ class _Normed(torch.autograd.Function):
 # %% ../../nbs/20_nets.layers.ipynb #1a6b0ff0
 class SNConv2d(nn.Conv2d):
     "Convolution whose weight is divided by its spectral norm; one power iteration per training-mode forward"
+    fold = False # Take in a change of size next to it, where that pays? See `fold_resizing`
     def __init__(self,
         ni:int, # Input channels
         nf:int, # Output channels
@@ -80,7 +81,7 @@ def doubled_kernel(
 
 # %% ../../nbs/20_nets.layers.ipynb #c8bc69f9
 @patch
-def _folds(self:SNConv2d, n): return getattr(self, 'fold', False) and n >= max(512, self.in_channels)
+def _folds(self:SNConv2d, n): return self.fold and n >= max(512, self.in_channels)
 
 @patch
 def doubled(self:SNConv2d,

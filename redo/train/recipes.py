@@ -97,9 +97,8 @@ def _from_dict(d):
         raise RedoError(f"a recipe's {odd[0]} is {brief(d[odd[0]])}, not a table of options")
     cls,name = model_class(d.get('model_name')),d.get('name', 'default')
     if not isinstance(name, str): raise RedoError(f'a recipe is called {brief(name)}, which is no text')
-    base = _named(name, cls) if _owner(name, cls) else _default(cls)
     changes = {f'{g}.{k}': v for g in ('model','train','data') for k,v in d[g].items()}
-    return Recipe(name, cls.model_name, **change_options(base.groups(), changes))
+    return Recipe(name, cls.model_name, **change_options(_default(cls).groups(), changes)) # what the file does not know yet is at its default
 
 def _flat(d):
     "A recipe of an older version, which was one flat list of ReDO's options"
