@@ -206,9 +206,9 @@ def _step_flops(
     **same # Options in common
 )->int: # Operations of one step, for every image to redraw
     "Count the arithmetic of a training step"
-    learn,count = variant_learner(variant, fixed_data(size, 1), n_regions, **same),_FlopCount()
+    learn,count = variant_learner(variant, fixed_data(size, n_regions), n_regions, **same),_FlopCount()
     _run_steps(learn, 1, count)
-    return count.flops
+    return count.flops//n_regions
 
 # %% ../../nbs/75_study.timing.ipynb #1ebe9892
 def _peak_memory(
