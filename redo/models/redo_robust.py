@@ -35,6 +35,9 @@ class RobustOptions(FastOptions):
     reg_region:int|None = option(None, 'Region that it looks at; all where none', 0, 63)
     reg_args:dict[str,float] = option({}, 'Its arguments, as in `reg_args.margin=.2`: loc, margin, a, b or eps, where it has them')
     ema:float = option(0., 'Decay of an average of the mask network, which then gives the masks in evaluation; 0: none', 0, .999999)
+    w_views:_Weight = option(0., 'Weight of agreement: masks follow what the averaged network says about other views of a picture')
+    views_from:int = option(0, 'Steps before agreement is on', 0, 2**62)
+    view_shift:float = option(.03, 'Largest shift of a view, in sides', 0, .5)
     adversarial:Literal[tuple(adversarial_losses)] = option('hinge', "Losses of the game; 'relativistic' compares in pairs")
     r1:_Weight = option(0., "Weight of the R1 penalty on the discriminator's gradient at reals; against a discriminator that wins")
     r1_every:int = option(16, 'R1 every so many steps, as many times stronger', 1, 2**62)
@@ -82,6 +85,7 @@ def mask_terms(self:RobustReDO,
 @patch
 def gen_terms(self:RobustReDO, x, reals, z, step):
     masks,terms = super(RobustReDO, self).gen_terms(x, reals, z, step)
+    if self.w_views and step >= self.views_from: terms['views'] = self.w_views,self.agreement(x, masks, step)
     return masks,terms | self.mask_terms(masks, step)
 
 # %% ../../nbs/34_models.redo_robust.ipynb #d5f4faf8
@@ -89,6 +93,40 @@ def gen_terms(self:RobustReDO, x, reals, z, step):
 def after_step(self:RobustReDO):
     "Move the averaged mask network towards the current one"
     move_average(self.mask_ema, self.mask, self.ema, self.step)
+
+# %% ../../nbs/34_models.redo_robust.ipynb #71e70002
+@patch
+def views(self:RobustReDO, n:int, step:int)->Tensor: # (n,4): rows down, columns to the right, upside down, mirrored; on the CPU
+    "A view of each picture of a step"
+    far = round(self.view_shift*self.size)
+    pick = lambda lo,hi: lambda m,g: torch.randint(lo, hi, (m,2), generator=g)
+    return torch.cat([self.draw(n, 'view', step, pick(-far, far+1)), self.draw(n, 'mirror', step, pick(0, 2))], 1)
+
+def _mirror(t, v):
+    "Upside down, mirrored, both or none, each in its own way"
+    up,left = v[:,2:,None,None,None].bool().unbind(1)
+    return torch.where(left, torch.where(up, t.flip(-2), t).flip(-1), torch.where(up, t.flip(-2), t))
+
+def _view(t, v): return shift_images(_mirror(t, v), v[:,0], v[:,1])
+def _back(t, v): return _mirror(shift_images(t, -v[:,0], -v[:,1]), v)
+
+def _inside(v, h, w):
+    "Pixels that a view shows, (n,1,h,w)"
+    here = lambda n,d: ((at := torch.arange(n, device=v.device)+d[:,None]) >= 0) & (at < n)
+    return _mirror((here(h, v[:,0])[:,:,None] & here(w, v[:,1])[:,None])[:,None], v)
+
+# %% ../../nbs/34_models.redo_robust.ipynb #71e70005
+@patch
+def agreement(self:RobustReDO,
+    x:Tensor, # Images, (B,3,H,W)
+    masks:Tensor, # Their soft masks, (B,K,H,W)
+    step:int # Step, for the views
+)->Tensor: # Scalar
+    "How far masks are from those of the averaged network for other views of the pictures"
+    v,net = self.views(len(x), step).to(x.device),self.mask if self.mask_ema is None else self.mask_ema
+    with torch.no_grad(): others = _back(net(_view(x, v)), v)
+    inside = _inside(v, *x.shape[-2:])
+    return ((masks.float()-others.float()).square()*inside).sum()/inside.sum().clamp_min(1)
 
 # %% ../../nbs/34_models.redo_robust.ipynb #0649a461
 @patch
