@@ -54,7 +54,7 @@ class RobustReDO(FastReDO):
     "ReDO with remedies against collapse"
     Options = RobustOptions
     recipes = dict(robust=dict(base='fast', steps=1500, bs=8, nf='auto', nf_mask='auto', nf_disc='auto', w_z=1., w_area=1., min_area=.05,
-        ema=.95, lr_mask=3e-3, lr_regions=4e-4, lr_latent=4e-4, lr_disc=4e-4, decay=.5, resize='antialias', collapse=.02))
+        ema=.95, w_views=5., views_from=700, lr_mask=3e-3, lr_regions=4e-4, lr_latent=4e-4, lr_disc=4e-4, decay=.5, resize='antialias', collapse=.02))
     def build(self):
         if self.reg_region is not None and self.reg_region >= self.n_regions:
             raise RedoError(f'reg_region={self.reg_region}: the regions are 0 to {self.n_regions-1}')

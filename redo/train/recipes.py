@@ -126,6 +126,8 @@ _why = {
     'model.w_area': 'a floor under areas: with it no run of ten failed',
     'model.min_area': 'half of the default: objects may be small',
     'model.ema': 'single checkpoints swing; their average does not',
+    'model.w_views': 'the average over views is better at borders than each view',
+    'model.views_from': 'once there are masks to agree on',
     'train.steps': 'a minute or two at 32 px on a CPU',
     'train.bs': 'more steps in the same time',
     'train.lr.mask': 'as fast as short runs need and bear',
