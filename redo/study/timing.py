@@ -9,7 +9,7 @@ __all__ = ['VARIANTS', 'interleave', 'machine_facts', 'fixed_data', 'variant_lea
            'recipe_flags', 'compare_flags']
 
 # %% ../../nbs/75_study.timing.ipynb #1b239a0d
-import importlib.util, json, math, os, platform, re, subprocess, sys, time
+import importlib.util, json, math, os, re, subprocess, sys, time
 from functools import partial
 from pathlib import Path
 import numpy as np, torch
@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..core import *
 from ..train.learner import *
 from ..train.recipes import *
+from .results import run_place
 
 # %% ../../nbs/75_study.timing.ipynb #549b1af5
 VARIANTS = dict(paper=('paper',{}), fast=('fast',{}), robust=('robust',{}), turn=('robust',dict(redraws='turn'))) # Name -> recipe and changes; the first is the base
@@ -99,13 +100,11 @@ def _ceiling_jobs(
 # %% ../../nbs/75_study.timing.ipynb #66514719
 def machine_facts(
     device='cpu' # Device
-)->dict: # 'device', 'name', 'threads', versions
+)->dict: # 'device', 'name', 'date', 'commit', 'simd', 'has_bf16', 'threads', versions
     "What the figures stand on"
-    device,name = torch.device(device),platform.processor() or platform.machine()
-    info = Path('/proc/cpuinfo')
-    if info.exists() and (m := re.search(r'model name\s*:\s*(.+)', info.read_text())): name = m[1].strip()
-    if device.type == 'cuda': name = torch.cuda.get_device_name(device)
-    return dict(device=device.type, name=name, threads=torch.get_num_threads(), **versions())
+    place = run_place(device)
+    kept = {k: place[k] for k in ('date','commit','simd','has_bf16','threads')}
+    return dict(device=torch.device(device).type, name=place.get('accelerator', place['processor']), **kept, **place['versions'])
 
 # %% ../../nbs/75_study.timing.ipynb #4d7e97ad
 class _FixedBatches:
