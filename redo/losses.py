@@ -7,8 +7,8 @@ Docs: https://redo-segmentation.github.io/redo/losses.html.md"""
 # %% auto #0
 __all__ = ['adversarial_losses', 'mask_regularizers', 'disc_hinge', 'gen_adversarial', 'disc_relativistic', 'gen_relativistic',
            'disc_bce', 'gen_bce', 'r1_penalty', 'jitter_colors', 'shift_images', 'conservation', 'area_hinge',
-           'binarisation', 'hard_masks', 'elementwise_mse', 'mean_mse', 'rectified_mean_mse', 'concrete_pdf',
-           'hard_concrete', 'regularizer_args']
+           'binarisation', 'hard_masks', 'elementwise_mse', 'mean_mse', 'rectified_mean_mse', 'batch_mse',
+           'concrete_pdf', 'hard_concrete', 'regularizer_args']
 
 # %% ../nbs/25_losses.ipynb #85a3a364
 import inspect, torch, torch.nn.functional as F
@@ -168,6 +168,15 @@ def rectified_mean_mse(
     "What the squared distance of the area in every picture from `loc` is above `margin` squared"
     return F.relu((_one(masks, region).mean((2,3))-_loc(masks, loc)).square()-margin**2).mean()
 
+# %% ../nbs/25_losses.ipynb #ba7c4001
+def batch_mse(
+    masks:Tensor, # Soft masks, (B,K,H,W)
+    region:int=None, # Region to look at; all where None
+    loc:float=None # Target in [0,1]; 1/K where None
+)->Tensor: # Scalar, at least 0
+    "Squared distance of the area in the pictures of a batch together, whichever process has them, from `loc`"
+    return (mean_ranks(_one(masks, region).mean((0,2,3)))-_loc(masks, loc)).square().mean()
+
 # %% ../nbs/25_losses.ipynb #effc17ce
 def _concrete_density(
     x:Tensor, # Numbers in (0,1), any shape
@@ -200,7 +209,7 @@ def hard_concrete(
     return -_concrete_density(.1 + .8*_one(masks, region), a, b).log().mean()
 
 # %% ../nbs/25_losses.ipynb #81045797
-mask_regularizers = {f.__name__: f for f in (elementwise_mse, mean_mse, rectified_mean_mse, concrete_pdf, hard_concrete)}
+mask_regularizers = {f.__name__: f for f in (elementwise_mse, mean_mse, rectified_mean_mse, batch_mse, concrete_pdf, hard_concrete)}
 _reg_ranges = dict(loc=(0,1), margin=(0,1), a=(1e-3,1e3), b=(1e-3,1e3), eps=(1e-9,.49)) # Of the arguments, where a regularizer has them
 
 def regularizer_args(
