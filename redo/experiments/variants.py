@@ -10,11 +10,8 @@ __all__ = ['VariantOptions', 'VariantReDO']
 # %% ../../nbs/experiments/variants.ipynb #927be4a0
 import torch, torch.nn.functional as F
 from typing import Literal
-from torch import Tensor
-from fastcore.basics import patch
 from ..core import *
 from ..config import *
-from ..models.redo_fast import _Given
 from ..models.redo_robust import *
 
 # %% ../../nbs/experiments/variants.ipynb #4aecee66
@@ -25,9 +22,6 @@ class VariantOptions(RobustOptions):
     disc_input:Literal['composites','first','whole','mixed'] = option('composites', 'What the discriminator sees; the paper shows it composites')
     paint:Literal[tuple(_paints)] = option('tanh', "What bounds the generators' output; tanh in the paper")
     pixel_range:Literal['signed','unit'] = option('signed', 'Range of the pixels inside the networks; [-1,1] in the paper')
-    conserve:Literal['all','painters'] = option('all', "Whom information conservation teaches; 'painters' leaves the masks to the discriminator")
-    conserve_after:int = option(0, "Steps before conserve='painters' takes effect; until then it teaches all", 0, 2**62)
-    practice:int = option(0, 'For so many steps the cut is a random shape, on which painters, encoder and discriminator learn', 0, 2**62)
 
 # %% ../../nbs/experiments/variants.ipynb #e46073b6
 def _to_unit(net, args): return (args[0]+1)/2,
@@ -52,30 +46,3 @@ class VariantReDO(RobustReDO):
         masks,regions,fakes = super().composites(x, z, step)
         if self.disc_input == 'whole' or self.disc_input == 'mixed' and self.phase == 'gen': return masks, regions, regions.sum(1)
         return masks, regions, fakes.view(len(x), -1, *fakes.shape[1:])[:,0] if self.disc_input == 'first' else fakes
-
-# %% ../../nbs/experiments/variants.ipynb #f754f09b
-@patch
-def gen_terms(self:VariantReDO, x, reals, z, step):
-    masks,terms = super(VariantReDO, self).gen_terms(x, reals, z, step)
-    if self.conserve == 'painters' and step >= self.conserve_after and 'z' in terms:
-        w,loss = terms['z']
-        params = [p for net in (self.region,self.latent) for p in net.parameters()]
-        terms['z'] = w,_Given.apply(loss.detach(), torch.autograd.grad(loss, params, retain_graph=True), *params)
-    return masks,terms
-
-# %% ../../nbs/experiments/variants.ipynb #7a11ce02
-@patch
-def random_shapes(self:VariantReDO,
-    n:int, # Pictures
-    step:int, # Step, for the noise
-    device='cpu' # Device of the masks
-)->Tensor: # Masks of whole pixels, (n,K,size,size)
-    "Smooth shapes that have nothing to do with any picture"
-    noise = self.draw(n, 'shape', step, lambda m,g: torch.randn(m, self.n_regions, 4, 4, generator=g)).to(device)
-    labels = F.interpolate(noise, size=(self.size,)*2, mode='bicubic').argmax(1)
-    return F.one_hot(labels, self.n_regions).movedim(-1, 1).float()
-
-@patch
-def as_cut(self:VariantReDO, masks):
-    if not self.training or self.step >= self.practice: return super(VariantReDO, self).as_cut(masks)
-    return self.random_shapes(len(masks), self.step, masks.device).to(masks.dtype)

@@ -8,7 +8,7 @@ Docs: https://redo-segmentation.github.io/redo/models.redo_robust.html.md"""
 __all__ = ['RobustOptions', 'RobustReDO', 'current_options']
 
 # %% ../../nbs/34_models.redo_robust.ipynb #89733a35
-import copy, torch
+import copy, torch, torch.nn.functional as F
 from typing import Literal
 from torch import nn, Tensor
 from fastcore.basics import patch
@@ -18,6 +18,7 @@ from ..losses import *
 from ..nets.redo import move_average
 from .redo import *
 from .redo_fast import *
+from .redo_fast import _Given
 
 # %% ../../nbs/34_models.redo_robust.ipynb #3995198c
 _Weight,_Steps = number(float, 0, 1e9),number(int, 0, 2**62)|None
@@ -38,6 +39,9 @@ class RobustOptions(FastOptions):
     w_views:_Weight = option(0., 'Weight of agreement: masks follow what the averaged network says about other views of a picture')
     views_from:int = option(0, 'Steps before agreement is on', 0, 2**62)
     view_shift:float = option(.03, 'Largest shift of a view, in sides', 0, .5)
+    conserve:Literal['all','painters'] = option('all', "Whom information conservation teaches; 'painters' leaves the masks to the discriminator")
+    conserve_after:int = option(0, "Steps before conserve='painters' takes effect; until then it teaches all", 0, 2**62)
+    practice:int = option(0, 'For so many steps the cut is a random shape, on which painters, encoder and discriminator learn', 0, 2**62)
     adversarial:Literal[tuple(adversarial_losses)] = option('hinge', "Losses of the game; 'relativistic' compares in pairs")
     r1:_Weight = option(0., "Weight of the R1 penalty on the discriminator's gradient at reals; against a discriminator that wins")
     r1_every:int = option(16, 'R1 every so many steps, as many times stronger', 1, 2**62)
@@ -54,7 +58,10 @@ class RobustReDO(FastReDO):
     "ReDO with remedies against collapse"
     Options = RobustOptions
     recipes = dict(robust=dict(base='fast', steps=1500, bs=8, nf='auto', nf_mask='auto', nf_disc='auto', w_z=1., w_area=1., min_area=.05,
-        ema=.95, w_views=5., views_from=700, lr_mask=3e-3, lr_regions=4e-4, lr_latent=4e-4, lr_disc=4e-4, decay=.5, resize='antialias', collapse=.02))
+        ema=.95, w_views=5., views_from=700, lr_mask=3e-3, lr_regions=4e-4, lr_latent=4e-4, lr_disc=4e-4, decay=.5, resize='antialias', collapse=.02),
+        photos=dict(base='robust', steps=6500, bs=16, nf=32, nf_mask=32, nf_disc=32, nf_gen=16, nz=4, redraws='turn', flip=True, conserve='painters',
+            practice=3000, hold={'mask': 3000}, views_from=3000, view_shift=.25, w_area=5., min_area=.25, area_of='hard', w_binary=1., binary_steps=6000,
+            reg='batch_mse', w_reg=50., reg_region=1, reg_args={'loc': .333}, ema=.98, lr_mask=3e-4, lr_latent=1e-3, decay=0., collapse=0.))
     def build(self):
         if self.reg_region is not None and self.reg_region >= self.n_regions:
             raise RedoError(f'reg_region={self.reg_region}: the regions are 0 to {self.n_regions-1}')
@@ -65,7 +72,9 @@ class RobustReDO(FastReDO):
     def decompose(self, x):
         net = self.mask_ema if self.mask_ema is not None and not self.training else self.mask
         return Decomposition(net(x))
-    def as_cut(self, masks): return hard_masks(masks) if self.cut == 'hard' else masks
+    def as_cut(self, masks):
+        if self.training and self.step < self.practice: return self.random_shapes(len(masks), self.step, masks.device).to(masks.dtype)
+        return hard_masks(masks) if self.cut == 'hard' else masks
     def redraw(self, x, z, masks=None): return super().redraw(x, z, self.as_cut(self.decompose(x).masks if masks is None else masks))
 
 # %% ../../nbs/34_models.redo_robust.ipynb #0e4f44d2
@@ -85,6 +94,7 @@ def mask_terms(self:RobustReDO,
 @patch
 def gen_terms(self:RobustReDO, x, reals, z, step):
     masks,terms = super(RobustReDO, self).gen_terms(x, reals, z, step)
+    if self.conserve == 'painters' and step >= self.conserve_after and 'z' in terms: terms['z'] = self.for_painters(*terms['z'])
     if self.w_views and step >= self.views_from: terms['views'] = self.w_views,self.agreement(x, masks, step)
     return masks,terms | self.mask_terms(masks, step)
 
@@ -127,6 +137,28 @@ def agreement(self:RobustReDO,
     with torch.no_grad(): others = _back(net(_view(x, v)), v)
     inside = _inside(v, *x.shape[-2:])
     return ((masks.float()-others.float()).square()*inside).sum()/inside.sum().clamp_min(1)
+
+# %% ../../nbs/34_models.redo_robust.ipynb #f754f09b
+@patch
+def for_painters(self:RobustReDO,
+    w:float, # Weight of conservation
+    loss:Tensor # Its value
+)->tuple: # The same, with a gradient for generators and latent encoder only
+    "Conservation that the masks do not feel"
+    params = [p for net in (self.region,self.latent) for p in net.parameters()]
+    return w,_Given.apply(loss.detach(), torch.autograd.grad(loss, params, retain_graph=True), *params)
+
+# %% ../../nbs/34_models.redo_robust.ipynb #7a11ce02
+@patch
+def random_shapes(self:RobustReDO,
+    n:int, # Pictures
+    step:int, # Step, for the noise
+    device='cpu' # Device of the masks
+)->Tensor: # Masks of whole pixels, (n,K,size,size)
+    "Smooth shapes that have nothing to do with any picture"
+    noise = self.draw(n, 'shape', step, lambda m,g: torch.randn(m, self.n_regions, 4, 4, generator=g)).to(device)
+    labels = F.interpolate(noise, size=(self.size,)*2, mode='bicubic').argmax(1)
+    return F.one_hot(labels, self.n_regions).movedim(-1, 1).float()
 
 # %% ../../nbs/34_models.redo_robust.ipynb #0649a461
 @patch
