@@ -10,6 +10,7 @@ cases = dict(paper=dict(recipe='paper', **slow), robust=dict(recipe='robust', nf
         adversarial='relativistic', r1=1., r1_every=2, color=1., redraws='one', shift=.125, reg='concrete_pdf', w_area=1., min_area=.4175, **slow),
     pairs=dict(recipe='paper', model='redo_robust', adversarial='relativistic', **slow),
     turn=dict(recipe='paper', model='redo_robust', redraws='turn', fold=True, shared_disc_pass=True, **slow),
+    photos=dict(recipe='photos', adversarial='relativistic', nf_mask=8, nf_disc=8, nf_gen=4, bf16=False, practice=2, hold={'mask': 2}, views_from=1, binary_steps=4, w_reg=5., **slow),
     collapse=dict(recipe='paper', w_z=0., collapse=.9, restarts=1, **slow))
 argv = 'digits --steps 4 --set nf=4,bf16=false,lr_mask=1e-5,lr_regions=1e-5,lr_latent=1e-5,lr_disc=1e-5 --device cpu --no-previews --no-progress'.split()
 

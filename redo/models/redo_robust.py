@@ -15,6 +15,7 @@ from fastcore.basics import patch
 from ..core import *
 from ..config import *
 from ..losses import *
+from ..ranks import mean_ranks
 from ..nets.redo import move_average
 from .redo import *
 from .redo_fast import *
@@ -135,8 +136,8 @@ def agreement(self:RobustReDO,
     "How far masks are from those of the averaged network for other views of the pictures"
     v,net = self.views(len(x), step).to(x.device),self.mask if self.mask_ema is None else self.mask_ema
     with torch.no_grad(): others = _back(net(_view(x, v)), v)
-    inside = _inside(v, *x.shape[-2:])
-    return ((masks.float()-others.float()).square()*inside).sum()/inside.sum().clamp_min(1)
+    inside = _inside(v, *x.shape[-2:]).float()
+    return ((masks.float()-others.float()).square().sum(1, keepdim=True)*inside).mean()/mean_ranks(inside.mean()).clamp_min(1e-6)
 
 # %% ../../nbs/34_models.redo_robust.ipynb #f754f09b
 @patch

@@ -144,6 +144,35 @@ _why = {
     'model.channels_last': 'the order in which convolutions compute',
     'train.bf16': 'half the memory traffic, faster convolutions',
     'train.fused': 'fewer passes over the weights'}
+_why_photos = {
+    'model.nz': 'a latent of 32 numbers is not read off a small picture in a short run, one of 4 is',
+    'model.nf': 'textures of photographs take more than 16',
+    'model.nf_mask': 'as the others',
+    'model.nf_disc': 'as the others',
+    'model.nf_gen': 'generators cost most',
+    'model.w_area': 'no region may die on the way',
+    'model.min_area': 'as large a floor as there is',
+    'model.area_of': 'a veil is no area',
+    'model.w_binary': 'masks that are decided leave no veil',
+    'model.binary_steps': 'slowly',
+    'model.reg': 'else the region that is painted better grows',
+    'model.reg_args.loc': 'objects are a third of all pictures together',
+    'model.reg_region': 'the object',
+    'model.w_reg': 'held tightly',
+    'model.conserve': 'no pay for being large',
+    'model.practice': 'painters first',
+    'train.hold.mask': 'until painters can paint',
+    'model.views_from': 'with the masks',
+    'model.view_shift': 'far enough that a place in the frame is no object',
+    'model.redraws': 'cheaper a picture',
+    'model.ema': 'the target of agreement moves slowly',
+    'train.steps': 'twenty minutes at 32 px on a CPU',
+    'train.bs': 'photographs differ more than digits',
+    'train.lr.mask': 'a tenth of what digits bear',
+    'train.lr.latent': 'the latent is to be read early',
+    'train.decay': 'masks still improve at the end',
+    'train.collapse': 'floor and area stand instead',
+    'data.flip': 'pictures are few'}
 
 # %% ../../nbs/53_train.recipes.ipynb #3716334f
 def recipe_changes(
@@ -153,6 +182,6 @@ def recipe_changes(
     "How a recipe differs from another, and why"
     new = get_recipe(name)
     old = get_recipe(base, new.model_name) if base in recipe_names(new.model_name) else get_recipe(base)
-    a,b = flat_options(old),flat_options(new)
-    row = lambda k: {'option': k, base: a.get(k), name: b.get(k), 'why': _why.get(k, '')}
+    a,b,why = flat_options(old),flat_options(new),_why | (_why_photos if name == 'photos' else {})
+    row = lambda k: {'option': k, base: a.get(k), name: b.get(k), 'why': why.get(k, '')}
     return pd.DataFrame([row(k) for k in {**a, **b} if a.get(k) != b.get(k)])
