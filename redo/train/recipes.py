@@ -144,6 +144,8 @@ _why = {
     'model.channels_last': 'the order in which convolutions compute',
     'train.bf16': 'half the memory traffic, faster convolutions',
     'train.fused': 'fewer passes over the weights'}
+
+# %% ../../nbs/53_train.recipes.ipynb #f0705004
 _why_photos = {
     'model.nz': 'a latent of 32 numbers is not read off a small picture in a short run, one of 4 is',
     'model.nf': 'textures of photographs take more than 16',
