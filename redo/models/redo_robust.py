@@ -43,6 +43,7 @@ class RobustOptions(FastOptions):
     conserve:Literal['all','painters'] = option('all', "Whom information conservation teaches; 'painters' leaves the masks to the discriminator")
     conserve_after:int = option(0, "Steps before conserve='painters' takes effect; until then it teaches all", 0, 2**62)
     practice:int = option(0, 'For so many steps the cut is a random shape, on which painters, encoder and discriminator learn', 0, 2**62)
+    w_adv:_Weight = option(1., 'Weight of the game for mask network and generators; 0 is a control, in which masks answer to the other terms alone')
     adversarial:Literal[tuple(adversarial_losses)] = option('hinge', "Losses of the game; 'relativistic' compares in pairs")
     r1:_Weight = option(0., "Weight of the R1 penalty on the discriminator's gradient at reals; against a discriminator that wins")
     r1_every:int = option(16, 'R1 every so many steps, as many times stronger', 1, 2**62)
@@ -95,6 +96,7 @@ def mask_terms(self:RobustReDO,
 @patch
 def gen_terms(self:RobustReDO, x, reals, z, step):
     masks,terms = super(RobustReDO, self).gen_terms(x, reals, z, step)
+    terms['adv'] = self.w_adv,terms['adv'][1]
     if self.conserve == 'painters' and step >= self.conserve_after and 'z' in terms: terms['z'] = self.for_painters(*terms['z'])
     if self.w_views and step >= self.views_from: terms['views'] = self.w_views,self.agreement(x, masks, step)
     return masks,terms | self.mask_terms(masks, step)
