@@ -155,7 +155,7 @@ _why_photos = {
     'model.area_of': 'a veil is no area', 'model.w_binary': 'masks that are decided leave no veil', 'model.binary_steps': 'slowly',
     'model.reg': 'else the region that is painted better grows',
     'model.reg_args.loc': 'objects are a third of all pictures together',
-    'model.reg_region': 'the object', 'model.w_reg': 'held tightly',
+    'model.reg_region': 'objects are seldom cut by the frame', 'model.w_reg': 'held tightly',
     'model.conserve': 'no pay for being large',
     'model.practice': 'painters first',
     'train.hold.mask': 'until painters can paint',
