@@ -64,7 +64,7 @@ def run_command(
     "Parse arguments, run, and turn what goes wrong into one line on stderr"
     prog,rank = func.__name__.replace('_', '-'),int(os.environ.get('RANK', 0))
     who = f'{prog} (process {rank})' if rank else prog
-    def say(o): print(f"{who}: {' '.join(str(o).split())}", file=sys.stderr)
+    def say(o): sys.stderr.write(f"{who}: {' '.join(str(o).split())}\n") # one write: processes share stderr
     pos,kwargs,empty = _arguments(func, argv)
     if empty: say(f"--{empty[0].replace('_', '-')} is empty: give a value, or leave it out"); return 2
     for o in (sys.stdout,sys.stderr): getattr(o, 'reconfigure', dict)(errors='backslashreplace') # file names may be of any bytes
