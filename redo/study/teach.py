@@ -127,6 +127,11 @@ Masks are those of a small network at a low resolution: `redo-segment --refine b
 """
 
 # %% ../../nbs/79_study.teach.ipynb #34f712ef
+def _named(teacher):
+    "A teacher as a card names it: a model by its folder's name, not by where that is"
+    method,what,_ = parse_pseudo(teacher)
+    return teacher if method is None else f'refined:{method}:{Path(what).name}'
+
 def write_student(
     model:Decomposer, # Trained model without running average
     folder:Path, # Written if need be; its name, or that of its parent if it is `weights`, is the model's
@@ -141,7 +146,7 @@ def write_student(
     why,own = s.get('stopped', ''),Path(folder).name == 'weights'
     more = dict(name=Path(folder).parent.name if own else Path(folder).name,
         packaged='' if own else f', and by the name `{Path(folder).name}`', stopped=why and f' ({why})',
-        teacher=s.get('teacher_chosen', s['teacher']),
+        teacher=_named(s.get('teacher_chosen', s['teacher'])),
         chosen=' (chosen without labels)'*('teacher_chosen' in s),
         count=sum(o.numel() for o in model.mask.parameters()),
         table='\n'.join(rows) if s['scores'] else 'none.' if why else 'none, for lack of truth.')
@@ -150,7 +155,7 @@ def write_student(
 
 # %% ../../nbs/79_study.teach.ipynb #7d40630b
 def check_lesson(
-    teacher:str='auto', # Teachers, as for `parse_teacher`, or 'auto'
+    teacher:str='auto', # As for `parse_pseudo`, or 'auto'
     size:int=128, # Side of the pictures that teachers and refinement see
     rounds:int=1, # Students, one after another
     refine_by:str='both', # Refinement between rounds
@@ -178,7 +183,7 @@ def teach_run(
     out:Path, # Folder of the run: `round-1/` and so on, `weights/`, `run.json` and `summary.json`
     size:int=128, # Side of the pictures for teachers, refinement and scores
     net_size:int=64, # Side of the pictures for the network
-    teacher:str='auto', # As for `parse_teacher`; 'auto': chosen without labels, by `choose_teacher`
+    teacher:str='auto', # As for `parse_pseudo`; 'auto': chosen without labels, by `choose_teacher`
     rounds:int=1, # Students, one after another
     steps:int=600, # Batches of each
     seed:int=0, # Seed of everything

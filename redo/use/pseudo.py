@@ -6,7 +6,7 @@ Docs: https://redo-segmentation.github.io/redo/use.pseudo.html.md"""
 
 # %% auto #0
 __all__ = ['to_size', 'parse_teacher', 'join_teachers', 'teacher_masks', 'plausible', 'object_masks', 'refined_objects',
-           'mask_iou', 'trusted', 'parse_pseudo', 'shrink_masks', 'pseudo_labels', 'make_pseudo']
+           'object_region', 'mask_iou', 'trusted', 'parse_pseudo', 'shrink_masks', 'pseudo_labels', 'make_pseudo']
 
 # %% ../../nbs/65_use.pseudo.ipynb #e3206543
 import hashlib, numpy as np, torch, torch.nn.functional as F, warnings
@@ -20,6 +20,8 @@ from ..data.images import tensor_hash
 from ..data.cache import load_cached, save_cached
 from ..data.loaders import register_input
 from ..models.iem import IEM
+from ..models.redo_robust import inner_region
+from ..models.student import Student
 from .cut import load_model
 from .refine import REFINE, _cv2, _grabcut, refine
 
@@ -126,31 +128,44 @@ def plausible(
 # %% ../../nbs/65_use.pseudo.ipynb #baa307b2
 @torch.no_grad()
 def object_masks(
-    model:Decomposer, # Trained model whose region 1 is the object
+    model:Decomposer, # Trained model
     images:Tensor, # Pictures, (N,3,H,W) uint8
     tta:bool=True, # Average with the mask of the mirrored picture?
-    bs:int=32 # Pictures at a time
+    bs:int=32, # Pictures at a time
+    region:int=1 # Which region is the object
 )->Tensor: # (N,H,W) in [0,1], at the size of the pictures
     "How likely each pixel is object, by a model that works at its own size"
     hw,res = tuple(images.shape[-2:]),[]
     for deco,x in predict(model, (to_size(o, model.size) for o in images.split(bs))):
-        p = deco.masks[:,1].float()
-        if tta: p = (p+model(x.flip(-1))[:,1].flip(-1))/2
+        p = deco.masks[:,region].float()
+        if tta: p = (p+model(x.flip(-1))[:,region].flip(-1))/2
         res.append(F.interpolate(p[:,None], size=hw, mode='bilinear')[:,0] if p.shape[-2:] != hw else p)
     return torch.cat(res).cpu()
 
 def refined_objects(
-    model:Decomposer, # Trained model whose region 1 is the object
+    model:Decomposer, # Trained model
     images:Tensor, # Pictures, (N,3,H,W) uint8
     method:str='both', # Refinement: 'guided', 'grabcut', 'both' or 'none'
     tta:bool=True, # Average with the mask of the mirrored picture?
-    progress:bool=False # Show a progress bar?
+    progress:bool=False, # Show a progress bar?
+    region:int=1 # Which region is the object
 )->Tensor: # (N,H,W) in [0,1]
     "Object masks of a model with the edges of the pictures"
-    p = object_masks(model, images, tta)
+    p = object_masks(model, images, tta, region=region)
     if method == 'none': return p
     both = list(zip(images, torch.stack([1-p, p], 1)))
     return torch.stack([refine(i, m, method)[1] for i,m in (progress_bar(both, leave=False) if progress else both)])
+
+# %% ../../nbs/65_use.pseudo.ipynb #65e00002
+@torch.no_grad()
+def object_region(
+    model:Decomposer, # Trained model
+    images:Tensor, # Pictures, (N,3,H,W) uint8
+    bs:int=32 # Pictures at a time
+)->int: # 1 of a student, else the region with least of the frame, for its size
+    "Which region of a model is the object, without labels"
+    if isinstance(model, Student): return 1
+    return inner_region(torch.cat([d.masks.float().cpu() for d,_ in predict(model, (to_size(o, model.size) for o in images.split(bs)))]))
 
 # %% ../../nbs/65_use.pseudo.ipynb #77b4ad0a
 def mask_iou(
@@ -162,15 +177,16 @@ def mask_iou(
     return torch.where((a|b).any(1), (a&b).sum(1)/(a|b).sum(1).clamp(min=1), 1.)
 
 def trusted(
-    model:Decomposer, # Trained model whose region 1 is the object
+    model:Decomposer, # Trained model
     images:Tensor, # Pictures, (N,3,H,W) uint8
     method:str='both', # Refinement
     least:float=.7, # Least IoU of refined and own mask
     progress:bool=False # Show a progress bar?
 )->Tensor: # (N,H,W) in [0,1]; all NaN where the two masks contradict each other
     "Refined masks of a model, as pseudo-labels for the next one"
-    masks = refined_objects(model, images, method, progress=progress)
-    masks[mask_iou(masks, object_masks(model, images)) < least] = torch.nan
+    region = object_region(model, images)
+    masks = refined_objects(model, images, method, progress=progress, region=region)
+    masks[mask_iou(masks, object_masks(model, images, region=region)) < least] = torch.nan
     return masks
 
 # %% ../../nbs/65_use.pseudo.ipynb #943d822c
@@ -215,7 +231,7 @@ def _key(images, text):
     parts = [tensor_hash(images),str(text).encode()]
     if parse_pseudo(text)[0] is not None:
         state = load_model(parse_pseudo(text)[1], 'cpu').state_dict()
-        parts += [k.encode()+tensor_hash(v.flatten()) for k,v in state.items() if isinstance(v, Tensor)]
+        parts += [b'object_region']+[k.encode()+tensor_hash(v.flatten()) for k,v in state.items() if isinstance(v, Tensor)]
     return hashlib.blake2b(b'pseudo 1'.join(parts), digest_size=20).hexdigest()
 
 @register_input('pseudo')
