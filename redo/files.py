@@ -34,7 +34,9 @@ def atomic_path(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         tmp = _hidden(path)
+        mode = stat.S_IMODE(os.stat(tmp).st_mode)
         yield tmp
+        if stat.S_IMODE(os.stat(tmp).st_mode) != mode: os.chmod(tmp, mode) # another library has put a file of its own there
         os.replace(tmp, path)
     except Exception as e:
         if not isinstance(e, OSError) and not re.search('inline_container|PytorchStreamWriter|I/O error|basic_ios|iostream', str(e)): raise

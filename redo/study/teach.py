@@ -110,11 +110,11 @@ _CARD = """# {name}
 A mask network of `redo` that cuts the object out of a photograph: {count:,} weights in 16 bits, `MaskNet` at {net_size} pixels.
 `Decomposer.from_pretrained` loads it by its folder{packaged}; region 1 is the object.
 
-**Data.** {n_images} training pictures of `{spec}`. No label, mask or box drawn by a person was used for training, and no weights
+**Data.** {n_images} training pictures of `{spec}`, those whose pseudo-labels cover a plausible area. No label, mask or box drawn by a person was used for training, and no weights
 of another network.
 
 **Recipe.** Pseudo-labels `{teacher}`{chosen} at {size} pixels; {rounds} round(s) of {steps} steps{stopped}; seed {seed};
-{seconds:.0f} s of training on {device}.
+{seconds:.0f} s of training on {device}.{note}
 
 **Scores** at {size} pixels, region 1 as the object, pixels of unknown truth left out:
 
@@ -135,7 +135,8 @@ def _named(teacher):
 def write_student(
     model:Decomposer, # Trained model without running average
     folder:Path, # Written if need be; its name, or that of its parent if it is `weights`, is the model's
-    s:dict # What `teach_run` knows
+    s:dict, # What `teach_run` knows
+    note:str='' # What else its recipe should say
 )->Path: # The folder
     "Write the mask network in 16 bits, and its card"
     model.save_pretrained(folder, ('mask',), torch.float16)
@@ -146,7 +147,7 @@ def write_student(
     why,own = s.get('stopped', ''),Path(folder).name == 'weights'
     more = dict(name=Path(folder).parent.name if own else Path(folder).name,
         packaged='' if own else f', and by the name `{Path(folder).name}`', stopped=why and f' ({why})',
-        teacher=_named(s.get('teacher_chosen', s['teacher'])),
+        note=note and f' {note}', teacher=_named(s.get('teacher_chosen', s['teacher'])),
         chosen=' (chosen without labels)'*('teacher_chosen' in s),
         count=sum(o.numel() for o in model.mask.parameters()),
         table='\n'.join(rows) if s['scores'] else 'none.' if why else 'none, for lack of truth.')
@@ -237,11 +238,12 @@ def _stopped(out, told, r, device):
 def install_model(
     folder:Path, # Of `teach_run`
     name:str='flowers', # Name in the package
-    to:Path=None # Folder of all models; None: the package's
+    to:Path=None, # Folder of all models; None: the package's
+    note:str='' # What else its card should say of the recipe
 )->Path: # Where it is now
     "Make the weights of a run those that the package carries"
     folder = Path(folder)
     if not (folder/'summary.json').is_file(): raise RedoError(f'{folder} is not a run of redo-teach: there is no summary.json')
     s,net = read_json(folder/'summary.json'),Decomposer.from_pretrained(folder/'weights')
-    try: return write_student(net, Path(to or packaged_folder())/name, s)
+    try: return write_student(net, Path(to or packaged_folder())/name, s, note)
     except (KeyError, TypeError, ValueError, AttributeError): raise RedoError(f'{folder}/summary.json is damaged: teach it again') from None
