@@ -8,7 +8,7 @@ Docs: https://redo-segmentation.github.io/redo/study.teach.html.md"""
 __all__ = ['object_scores', 'student_scores', 'write_student', 'check_lesson', 'teach_run', 'install_model']
 
 # %% ../../nbs/79_study.teach.ipynb #e1e2b81a
-import json, os, time, torch
+import json, os, re, time, torch
 from contextlib import contextmanager
 from pathlib import Path
 from torch import Tensor
@@ -147,7 +147,7 @@ def write_student(
     why,own = s.get('stopped', ''),Path(folder).name == 'weights'
     more = dict(name=Path(folder).parent.name if own else Path(folder).name,
         packaged='' if own else f', and by the name `{Path(folder).name}`', stopped=why and f' ({why})',
-        note=note and f' {note}', teacher=_named(s.get('teacher_chosen', s['teacher'])),
+        note=note and f' {note}', spec=re.sub(r'[^:+]*/', '', s['spec']), teacher=_named(s.get('teacher_chosen', s['teacher'])),
         chosen=' (chosen without labels)'*('teacher_chosen' in s),
         count=sum(o.numel() for o in model.mask.parameters()),
         table='\n'.join(rows) if s['scores'] else 'none.' if why else 'none, for lack of truth.')
