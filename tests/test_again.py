@@ -85,7 +85,7 @@ def test_old_lines(tmp_path, again):
         rows,bad = json_lines(f)
         if f.name.endswith('-curves.jsonl'): continue
         gone = {o['withdraws'] for o in rows if 'withdraws' in o}
-        assert bad == 0 and set(load_results(f).id) >= {o['id'] for o in rows if 'id' in o} - gone, f
+        assert bad == 0 and set(load_results(f).get('id', ())) >= {o['id'] for o in rows if 'id' in o} - gone, f
     rc,said,err = again('f5aca0e6', '--results', results)
     assert rc == 1 and said == '' and err.count('\n') == 1 and "ablation.jsonl: 'f5aca0e6bb14' cannot be run again: its line has no 'config'" in err, err
     assert not list(tmp_path.glob('runs*'))

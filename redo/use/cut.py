@@ -57,7 +57,7 @@ def load_model(
         raise RedoError(f'there is no model {name}: name a folder of weights or of a run, a .pth file, or user/repository on the hub')
     if ours or not there: model = Decomposer.from_pretrained(name)
     else: model = (_model_folder if os.path.isdir(path) else _model_file)(path)
-    lacks = [o for o in need if o in getattr(model, 'lacks', ()) or o != 'mask' and not hasattr(model, o)]
+    lacks = [o for o in need if o in getattr(model, 'lacks', ())]
     if lacks: raise RedoError(f"{name} holds no trained '{lacks[0]}' network, which this needs: use a file that has it")
     return model.to(pick_device(device))
 
