@@ -337,7 +337,7 @@ def redo_teach(
     out:str=None, # Folder of the run (default: a new one, redo-SPEC-N)
     size:int=128, # Side of the pictures for teachers and refinement
     net_size:int=64, # Side of the pictures for the network: 32, 64, 128 or 256
-    teacher:str='auto', # auto (chosen without labels), or grabcut:MARGIN, kmeans, iem; several joined by + (mean) or & (agreement); or refined:none:RUN, the masks of a model, ReDO among them
+    teacher:str='auto', # auto (chosen without labels), grabcut:MARGIN, kmeans, iem; several by + (mean) or & (agreement); refined:both:RUN
     rounds:int=1, # Networks, each but the first taught by the refined masks of the one before
     refine:str='both', # Refinement between rounds: guided, grabcut, both or none
     steps:int=600, # Batches in a round

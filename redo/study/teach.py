@@ -110,8 +110,8 @@ _CARD = """# {name}
 A mask network of `redo` that cuts the object out of a photograph: {count:,} weights in 16 bits, `MaskNet` at {net_size} pixels.
 `Decomposer.from_pretrained` loads it by its folder{packaged}; region 1 is the object.
 
-**Data.** {n_images} training pictures of `{spec}`, those whose pseudo-labels cover a plausible area. No label, mask or box drawn by a person was used for training, and no weights
-of another network.
+**Data.** {n_images} training pictures of `{spec}`, those whose pseudo-labels cover a plausible area. No label,
+mask or box drawn by a person was used for training, and no weights of another network.
 
 **Recipe.** Pseudo-labels `{teacher}`{chosen} at {size} pixels; {rounds} round(s) of {steps} steps{stopped}; seed {seed};
 {seconds:.0f} s of training on {device}.{note}
