@@ -176,8 +176,8 @@ def _open_assignments(K, C):
 
 @register_scores('regions')
 class RegionScores(Scores):
-    "Accuracy and IoU in two ways, and the area of the smallest region"
-    columns = ('iou_set','iou_per_image','accuracy_set','accuracy_per_image','min_region_size')
+    "Accuracy and IoU in two ways, and the area of the smallest region of soft and of hard masks"
+    columns = ('iou_set','iou_per_image','accuracy_set','accuracy_per_image','min_region_size','min_hard_size')
     chooses = True
     def __init__(self,
         n_regions:int, # Regions of the model, K
@@ -197,16 +197,18 @@ def tally(self:RegionScores,
     deco, # `Decomposition`, or soft masks (B,K,H,W)
     truth:Tensor=None, # Classes, (B,H,W), 255 where unknown; None where there is no truth
     meta:dict=None # Not needed here
-)->tuple: # Tables (B,K,C) or None, areas (B,K)
+)->tuple: # Tables (B,K,C) or None, soft and hard areas (B,2,K)
     "What one batch adds"
     masks = getattr(deco, 'masks', deco).as_subclass(Tensor).detach().float()
     K,n = masks.shape[1],self.n_regions
     if K != n: raise RedoError(f'the model gives {K} regions, the scores expect {n}: build them with n_regions={K}')
     deco = Decomposition(masks)
-    if truth is None: return None,deco.areas()
+    labels = deco.labels()
+    areas = torch.stack([deco.areas(), F.one_hot(labels, K).float().mean((1,2))], 1)
+    if truth is None: return None,areas
     truth = truth.as_subclass(Tensor).to(masks.device)
     n = self.n_classes or max(2, int(truth.where(truth!=255, 0).max())+1)
-    return contingency(deco.labels(), truth, K, n),deco.areas()
+    return contingency(labels, truth, K, n),areas
 
 @patch
 def append(self:RegionScores, tables, areas):
@@ -242,7 +244,7 @@ def _sums(self:RegionScores, assignment):
         C = self.n_classes or max(t.shape[2] for t in self.kept)
         t,s = torch.cat([F.pad(t, (0, C-t.shape[2])) for t in self.kept]),RegionScores(self.n_regions, C)
         if s.every is None: s.every = [set_assignment(t) if assignment is None else check_assignment(assignment, self.n_regions, C)]
-        s.append(t, t.new_zeros(0, self.n_regions))
+        s.append(t, t.new_zeros(0, 2, self.n_regions))
         return s._sums(assignment)
     each = self.each.mean()
     if assignment is None: i = max(range(len(self.every)), key=(each[...,1]+1e-9*each[...,0]).tolist().__getitem__)
@@ -252,10 +254,10 @@ def _sums(self:RegionScores, assignment):
 @patch
 def compute(self:RegionScores,
     assignment=None # Class of each region for the `_set` scores, or the scores of the set it was chosen on; None: the best for this set
-)->dict: # accuracy_per_image, iou_per_image, accuracy_set, iou_set, assignment, min_region_size, n_images
+)->dict: # accuracy_per_image, iou_per_image, accuracy_set, iou_set, assignment, min_region_size, min_hard_size, n_images
     "Scores of all that was added"
     if not self.areas.n: return dict(n_images=0)
-    res = dict(min_region_size=self.areas.mean().min().item(), n_images=self.areas.n)
+    res = dict(zip(('min_region_size','min_hard_size'), self.areas.mean().amin(-1).tolist()), n_images=self.areas.n)
     if not self.labelled: return res
     if not self.best.n and not sum(map(len, self.kept)): return {**res, 'n_images':0}
     if isinstance(assignment, dict): assignment = assignment.get('assignment')

@@ -16,6 +16,11 @@ lines = [o for o in sorted(results.glob('*.jsonl')) if not o.stem.endswith('-cur
 @pytest.mark.parametrize('iou,smallest,bad', [(.9,.3,False), (.9,.019,True), (.399,.3,True), (.41,.02,False), (.1,.3,True), (float('nan'),.3,True), (.9,float('nan'),True)])
 def test_failed_run(iou, smallest, bad): assert failed_run(dict(iou_set=iou, min_region_size=smallest), .3) == bad
 
+@pytest.mark.parametrize('hard,bad', [(0.,True), (.019,True), (.02,False), (float('nan'),False)])
+def test_failed_hard(hard, bad):
+    "Soft areas alone do not see a veil; lines without hard areas are judged by what they have"
+    assert failed_run(dict(iou_set=.9, min_region_size=.3, min_hard_size=hard), .3) == bad
+
 def test_failed_table(tmp_path):
     "One table of constant answers serves all pages, without data"
     runs = pd.concat([load_results(o) for o in lines if o.stem in ('ablation','c2mnist','digits3','keras_variants','two_classes')])

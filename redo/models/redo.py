@@ -228,8 +228,9 @@ def due(self:ReDO, step:int)->list: # Phases, in order
 # %% ../../nbs/30_models.redo.ipynb #28dfb5cf
 @patch
 def failures(self:ReDO,
-    scores:dict, # Scores of a validation, with `min_region_size`
+    scores:dict, # Scores of a validation, with `min_region_size` and `min_hard_size`
     least:float=.02 # Mean area below which a region is empty
 )->list: # Of words; empty where all is well
-    "What went wrong, by the scores: a collapse"
-    return ['collapsed'] if scores.get('min_region_size', 1) < least else []
+    "What went wrong, by the scores: a collapse of soft masks, or a region that no pixel has the most of"
+    soft,hard = (scores.get(o, 1) < least for o in ('min_region_size','min_hard_size'))
+    return ['collapsed'] if soft else ['empty region'] if hard else []

@@ -193,17 +193,19 @@ def constant_iou(
 
 # %% ../../nbs/73_study.compare.ipynb #7ec1833e
 def failed_run(
-    row, # A line of results with 'min_region_size' and 'iou_set' of validation pictures
+    row, # A line of results with 'min_region_size', 'iou_set' and, if it is there, 'min_hard_size' of validation pictures
     constant:float, # IoU of the best constant answer
     margin:float=.1, # A run that is not this much better has failed
     smallest:float=.02 # So has one with a smaller region than this
 )->bool:
     "Did a run end without masks?"
+    hard = row.get('min_hard_size')
+    if hard is not None and hard < smallest: return True
     return not (row['min_region_size'] >= smallest and row['iou_set'] >= constant+margin)
 
 # %% ../../nbs/73_study.compare.ipynb #c8818329
 def failed(
-    df:pd.DataFrame, # Results with 'spec', 'size', 'min_region_size' and 'iou_set'
+    df:pd.DataFrame, # Results with 'spec', 'size', 'min_region_size', 'iou_set' and, if it is there, 'min_hard_size'
     constants:Path # Table of the constant answers: 'spec', 'size' and 'iou'
 )->pd.Series: # bool
     "Runs that ended without masks, by `failed_run`"
