@@ -52,6 +52,7 @@ class Decomposer(nn.Module):
     recipes = {} # Name -> changes of the defaults, which options it is trained with
     permutes = False # May its regions change places from picture to picture, as slots do? Then masks are matched before they are averaged
     size,n_regions = None,None # Side of the pictures that it works on, or (h,w), and number of regions
+    whole = False # Does it look at pictures whole, `size` being their longest side, and not through square windows?
     config = {} # Arguments that build the same model again
     notes = {} # Plain values kept with the weights, such as which class each region is
 

@@ -6,12 +6,12 @@ Docs: https://redo-segmentation.github.io/redo/use.cut.html.md"""
 
 # %% auto #0
 __all__ = ['load_model', 'window_starts', 'scaled_size', 'to_windows', 'join_windows', 'border_share', 'region_labels',
-           'Segmentation', 'cut_windows', 'own_size', 'cut_pictures', 'segment_images', 'picture_labels',
-           'segment_image']
+           'Segmentation', 'on_checkers', 'png_bytes', 'cut_windows', 'own_size', 'model_view', 'cut_pictures',
+           'segment_images', 'picture_labels', 'as_model', 'segment_image']
 
 # %% ../../nbs/60_use.cut.ipynb #20c34b56
-import itertools, math, os, torch, torch.nn.functional as F
-from dataclasses import dataclass
+import io, itertools, math, os, torch, torch.nn.functional as F
+from dataclasses import dataclass, replace
 from pathlib import Path
 from functools import cached_property
 import numpy as np
@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 from fastcore.basics import patch
 from ..core import *
+from ..files import brief
 from ..data.spec import as_size
 from ..data.loaders import to_picture
 from ..weights import checkpoint_model, packaged_models, safe_load
@@ -205,6 +206,42 @@ def cutout(self:Segmentation)->Image.Image: # RGBA
     res.putalpha(alpha)
     return res
 
+# %% ../../nbs/60_use.cut.ipynb #60a0e00a
+def on_checkers(
+    img:Image.Image # RGBA
+)->Image.Image: # RGB
+    "A cut-out on a checkerboard"
+    y,x = np.indices(img.size[::-1])//8
+    ground = Image.fromarray(np.where((x+y)%2, 205, 235).astype(np.uint8)).convert('RGB')
+    ground.paste(img, mask=img.getchannel('A'))
+    return ground
+
+def png_bytes(
+    img:Image.Image # Picture to show
+)->bytes: # Of a PNG file with 96 colors
+    "A picture for a notebook"
+    with io.BytesIO() as f:
+        img.quantize(96).save(f, 'png')
+        return f.getvalue()
+
+@patch
+def strip(self:Segmentation,
+    height:int=120 # Of the pictures, in pixels
+)->Image.Image: # RGB
+    "Picture, regions and cut-out side by side"
+    w = max(1, round(self.image.width*height/self.image.height))
+    small = replace(self, image=self.image.resize((w,height), Image.Resampling.LANCZOS, reducing_gap=3.))
+    res = Image.new('RGB', (3*w+8, height), 'white')
+    for i,o in enumerate((small.image, small.overlay(), on_checkers(small.cutout()))): res.paste(o, (i*(w+4), 0))
+    return res
+
+@patch
+def _repr_png_(self:Segmentation): return png_bytes(self.strip())
+
+@patch
+def __repr__(self:Segmentation):
+    return f"Segmentation of {self.image.width} x {self.image.height} pixels: " + ', '.join(f"{o['label']}: {o['area']:.3f}" for o in self.regions())
+
 # %% ../../nbs/60_use.cut.ipynb #425ca754
 def _background_first(deco):
     "Masks, and the background region; where each picture has its own, it changes places with region 0"
@@ -230,23 +267,37 @@ def own_size(
 ): # Side of the windows, or (h,w)
     "The model's own size, or a larger one"
     own = model.config.get('size') or model.size
+    if model.whole and size is not None and not 16 <= size <= 1024: raise RedoError(f'size {size}: pictures are looked at with 16 to 1024 pixels a side')
+    if model.whole: return size or own
     if size is None and own is None: raise RedoError(f'{type(model).__name__} does not say at which size it works: give size')
     if size and own and any(a < b or a % 4 for a,b in zip(as_size(size), as_size(own))):
         raise RedoError(f"size {size} does not suit a model of {own} pixels: use {own} or a larger multiple of 4")
     if size and max(as_size(size)) > 4096: raise RedoError(f'size {size}: windows have at most 4096 pixels a side')
     return size or own
 
+# %% ../../nbs/60_use.cut.ipynb #60a0e002
+def model_view(
+    model:Decomposer, # Any trained decomposer
+    img:Image.Image, # Picture, RGB
+    size # What `own_size` gives
+)->tuple: # As `to_windows`
+    "What a model is to see of a picture: windows, or all of it"
+    if not model.whole: return to_windows(img, size)
+    h,w = (max(round(o*size/max(img.size)), size//8) for o in img.size[::-1])
+    a = torch.from_numpy(np.array(img.resize((w,h), Image.Resampling.LANCZOS, reducing_gap=3.)))
+    return a.permute(2,0,1)[None],[(0,0)],(h,w)
+
 # %% ../../nbs/60_use.cut.ipynb #f957fa35
 def cut_pictures(
     model:Decomposer, # Any trained decomposer
-    windows:list, # What `to_windows` gives of each picture
+    windows:list, # What `model_view` gives of each picture
     bs:int=32 # Windows at a time
 )->tuple: # Soft masks of each picture, (K,h,w), and the background region where the model knows one
     "Soft masks of several pictures that are cut into windows already"
     wins,ats,hws = zip(*windows)
-    masks,known = cut_windows(model, torch.cat(wins), bs)
-    each = zip(masks.split([len(o) for o in wins]), ats, hws)
-    return [join_windows(m, at, hw, model.permutes) for m,at,hw in each],known
+    parts = [cut_windows(model, o, bs) for o in (wins if model.whole else [torch.cat(wins)])]
+    masks = torch.cat([m for m,_ in parts]).split([len(o) for o in wins]) if len(parts) == 1 else [m for m,_ in parts]
+    return [join_windows(m, at, hw, model.permutes) for m,at,hw in zip(masks, ats, hws)],parts[-1][1]
 
 def segment_images(
     model:Decomposer, # Any trained decomposer
@@ -256,7 +307,7 @@ def segment_images(
 )->tuple: # Soft masks of each picture, (K,h,w), and the background region where the model knows one
     "Soft masks of several pictures"
     size = own_size(model, size)
-    return cut_pictures(model, [to_windows(o, size) for o in imgs], bs)
+    return cut_pictures(model, [model_view(model, o, size) for o in imgs], bs)
 
 # %% ../../nbs/60_use.cut.ipynb #62989e4b
 def picture_labels(
@@ -272,14 +323,25 @@ def picture_labels(
     labels,hows = zip(*(region_labels([m], background, None, known) for m in masks))
     return list(labels),hows[0].replace('the first 1 pictures', 'each picture')
 
+# %% ../../nbs/60_use.cut.ipynb #60a0e005
+def as_model(
+    model, # Model, `Learner`, name such as 'flowers', folder of weights or of a run, or .pth file
+    device=None # Where a model that is loaded goes
+)->Decomposer:
+    "A trained model, however it is named"
+    if isinstance(model, (str, Path)): return load_model(model, device)
+    model = getattr(model, 'model', model)
+    if isinstance(model, Decomposer): return model
+    raise RedoError(f'{brief(model)} is no model: give a Decomposer, a Learner, a name or a path')
+
 # %% ../../nbs/60_use.cut.ipynb #b7852af6
 def segment_image(
-    model:Decomposer, # Any trained decomposer
+    model, # Model, `Learner`, name or path
     img, # Path, PIL picture, array or tensor
     size=None, # Side of the windows, or (h,w); the model's own where None
     background:int=None # Index of the background region; None: see `region_labels`
 )->Segmentation:
     "Cut one picture of any size into regions"
-    img = to_picture(img)
+    img,model = to_picture(img),as_model(model)
     masks,known = segment_images(model, [img], size)
     return Segmentation(img, masks[0], picture_labels(model, masks, background, known)[0][0])

@@ -136,14 +136,14 @@ def _full(e): # `RedoError`
 # %% ../../nbs/64_use.segment.ipynb #5049b30b
 def _look_at(
     items, # [(file, name)]
-    size, # Side of the windows
+    view, # Picture -> what the model is to see of it
     bad # Name -> what failed, to be filled
 ): # [(file, name, picture, windows)] of those that can be read; no pictures where all are too many to be held
     "Read pictures group by group, and keep what the model is to see of them"
     groups,res = pixel_groups(items),[]
     def one(o):
         img = _read(o[0])
-        return img if len(groups) == 1 else None,to_windows(img, size)
+        return img if len(groups) == 1 else None,view(img)
     for g in groups:
         for (f,n),got in zip(g, parallel_map(lambda o: _try(one, o), g)):
             if isinstance(got, RedoError): bad[n] = dict(file=_text(f), error=_text(got))
@@ -194,7 +194,7 @@ def segment_files(
     chunks = list(chunked(items, bs))
     try:
         for chunk in progress_bar(chunks, leave=False) if progress else chunks:
-            seen = _look_at(chunk, size, bad)
+            seen = _look_at(chunk, lambda img: model_view(model, img, size), bad)
             if not seen: continue
             masks,known = cut_pictures(model, [w for *_,w in seen])
             if res['labels'] is None or model.permutes: each,how = picture_labels(model, masks, background, known)
