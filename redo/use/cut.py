@@ -184,9 +184,11 @@ def regions(self:Segmentation)->list: # [{'label', 'area', 'box'}], background f
     return [one(c) for c in sorted(set(self.classes))]
 
 @patch
-def mask(self:Segmentation)->Image.Image: # 8 bit, one channel
-    "Label map as a picture: 0 background, 1 and up objects"
-    return Image.fromarray(self.labels)
+def mask(self:Segmentation)->Image.Image: # 8 bit, one channel, with a palette
+    "Label map as a picture: 0 background, 1 and up objects, each seen in a color of its own"
+    res = Image.fromarray(self.labels)
+    res.putpalette(np.resize(palette.numpy(), (256,3)).tobytes())
+    return res
 
 # %% ../../nbs/60_use.cut.ipynb #9ecf2ff2
 @patch
@@ -194,9 +196,7 @@ def overlay(self:Segmentation,
     alpha:float=.5 # Strength of the colors
 )->Image.Image:
     "The picture with its regions in color"
-    colors = Image.fromarray(self.labels % len(palette)).convert('P')
-    colors.putpalette(palette.flatten().tolist())
-    return Image.blend(self.image, colors.convert('RGB'), alpha)
+    return Image.blend(self.image, self.mask().convert('RGB'), alpha)
 
 @patch
 def cutout(self:Segmentation)->Image.Image: # RGBA
