@@ -41,6 +41,7 @@ from .use.segment import *
 from .use.refine import *
 from .use.onnx import *
 from .use.features import *
+from .use.formats import *
 from .use.pseudo import mask_iou, object_masks, pseudo_labels, refined_objects
 from .study.results import load_results, results_table, to_markdown, withdraw_result
 from .study.run import train_run, score_split
@@ -52,4 +53,5 @@ from .study.bench import benchmark
 from .study.teach import teach_run
 
 # %% ../nbs/90_all.ipynb #8410536b
-__all__ = [o for o in dir() if not o.startswith('_')]
+_fastai = 'Source','get_source','load_model','set_seed' # what it has, too
+__all__ = [o for o in dir() if not o.startswith('_') and o not in _fastai]

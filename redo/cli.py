@@ -107,7 +107,7 @@ def _decomposer(paths, method, model, size, device):
 
 # %% ../nbs/81_cli.ipynb #6e1454b3
 @command(['redo-segment --example', 'redo-segment photo.jpg', 'redo-segment photo.jpg holiday/ --model redo-digits-1 --refine guided',
-    'redo-segment photo.jpg --model user/repository --out cut --kinds cutout',
+    'redo-segment photo.jpg --model user/repository --out cut --kinds cutout', 'redo-segment holiday/ --kinds mask,coco,labelstudio',
     'redo-segment photo.jpg --model dataset_nets_state.pth --background 1', 'redo-segment photo.jpg --method iem'])
 def redo_segment(
     *paths:str, # Pictures, and folders of them
@@ -118,7 +118,7 @@ def redo_segment(
     size:int=None, # Side of the windows, a larger multiple of 4 than the model's own (default: that); iem: 8 or more (default: 128)
     background:int=None, # Region that is background, 0 and up (default: as training noted, else what covers most of the border)
     refine:str=None, # Fit masks to the edges of the picture: guided, grabcut or both (default: leave them as they are)
-    kinds:str='mask,overlay,cutout', # Pictures to write
+    kinds:str='mask,overlay,cutout', # What to write, of mask, overlay, cutout, coco (run lengths and polygons), labelstudio
     bs:int=16, # Pictures at a time
     device:str=None, # cpu, cuda, cuda:1, mps (default: the best at hand)
     progress:bool=True # Show no progress

@@ -24,9 +24,10 @@ from ..data.folders import picture_files
 from ..data.loaders import to_picture
 from ..draw import preview_grid
 from .cut import *
+from .formats import FORMATS, Annotations, write_annotations
 
 # %% ../../nbs/64_use.segment.ipynb #4a8ea00a
-RESULT_KINDS = ('mask','overlay','cutout') # Kinds of pictures that are written
+RESULT_KINDS = ('mask','overlay','cutout',*FORMATS) # What is written: pictures, and formats of other tools
 RESULT_NAMES = re.compile(r'.*\.(mask|overlay|cutout|redraw)\.png|redraw_\d+\.png')
 
 def _text(o): # Path or message
@@ -155,6 +156,7 @@ def _write_group(
     items, # [(file, name, picture or None, masks, labels)]
     out, # Folder
     kinds, # Pictures to write
+    notes, # `Annotations` for other tools
     after, # As for `segment_files`
     done, # Name -> what `regions.json` says of it, to be filled
     bad # Name -> what failed, to be filled
@@ -165,6 +167,7 @@ def _write_group(
         try:
             seg = Segmentation(_read(f) if img is None else img, masks, labels)
             if after: seg = after(seg)
+            notes.add(n, _text(f), seg.labels)
             _save(seg, out/n, kinds)
             done[n] = dict(file=_text(f), name=n, size=list(seg.image.size), regions=seg.regions())
         except RedoError as e:
@@ -179,19 +182,19 @@ def segment_files(
     out:Path, # Folder of the results
     size=None, # Side of the windows, or (h,w); the model's own where None
     background:int=None, # Index of the background region; None: see `region_labels`
-    kinds:tuple=RESULT_KINDS, # Pictures to write: 'mask', 'overlay', 'cutout'
+    kinds:tuple=('mask','overlay','cutout'), # What to write, of `RESULT_KINDS`
     bs:int=16, # Pictures at a time
     progress:bool=True, # Show a progress bar?
     after:callable=None # `Segmentation` -> `Segmentation`, done to every result before it is written, such as refinement
 )->dict: # What `regions.json` holds: 'labels' of the regions, where they come from, 'pictures' and 'failed'
-    "Segment pictures and write `NAME.mask.png`, `NAME.overlay.png`, `NAME.cutout.png` and one `regions.json`"
+    "Segment pictures and write `NAME.mask.png`, `NAME.overlay.png`, `NAME.cutout.png`, one `regions.json`, one file of each other format"
     out,items = Path(out),find_pictures(paths, out)
     size = own_size(model, size)
     if not items: raise RedoError(f"{', '.join(map(str, paths))}: nothing there but results; name pictures or folders of them")
     res,done,bad = dict(labels=None, how=None, pictures=[], failed=[]),{},{}
     new = not os.path.lexists(out)
     writable_folder(out)
-    chunks = list(chunked(items, bs))
+    chunks,pics,notes = list(chunked(items, bs)),[k for k in kinds if k not in FORMATS],Annotations([k for k in FORMATS if k in kinds], out)
     try:
         for chunk in progress_bar(chunks, leave=False) if progress else chunks:
             seen = _look_at(chunk, lambda img: model_view(model, img, size), bad)
@@ -201,11 +204,12 @@ def segment_files(
             if res['labels'] is None: res['labels'],res['how'] = each[0],how
             each = each if model.permutes else [res['labels']]*len(seen)
             todo = {n: (f,n,img,m,o) for (f,n,img,_),m,o in zip(seen, masks, each)}
-            for g in pixel_groups([o[:2] for o in seen]): _write_group([todo.pop(n) for _,n in g], out, kinds, after, done, bad)
+            for g in pixel_groups([o[:2] for o in seen]): _write_group([todo.pop(n) for _,n in g], out, pics, notes, after, done, bad)
     finally:
         res['pictures'],res['failed'] = [done[n] for _,n in items if n in done],[bad[n] for _,n in items if n in bad]
         if done:
             with atomic_path(out/'regions.json') as p: p.write_text(json.dumps(res, indent=1))
+            write_annotations(notes, res['pictures'])
         elif new:
             with suppress(OSError): out.rmdir()
     return res
