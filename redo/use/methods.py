@@ -6,20 +6,24 @@ Docs: https://redo-segmentation.github.io/redo/use.methods.html.md"""
 
 # %% auto #0
 __all__ = ['METHODS', 'WholePicture', 'GrabCut', 'KMeans', 'vote_weights', 'Vote', 'method_model', 'method_refine', 'segment',
-           'Comparison', 'compare']
+           'Comparison', 'compare', 'compare_files']
 
 # %% ../../nbs/67_use.methods.ipynb #67a00005
 import time, torch
+from pathlib import Path
 from collections import Counter
 from dataclasses import dataclass
 from fastcore.basics import patch
+from fastprogress.fastprogress import progress_bar
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from ..core import *
+from ..files import atomic_path, regular_file
 from ..data.loaders import to_picture
 from ..models.iem import IEM
 from .cut import *
 from .refine import REFINE
+from .segment import find_pictures, writable_folder
 from .pseudo import _kmeans_object, _margin_grabcut, mask_iou
 
 # %% ../../nbs/67_use.methods.ipynb #67a0000a
@@ -107,14 +111,17 @@ METHODS = {'auto': 'trained, grabcut and iem vote on each picture', 'trained': '
 def method_model(
     method:str='auto', # One of `METHODS`
     model=None, # Trained model for 'trained' and 'auto', a `Learner`, name or path; the packaged one where None
-    device=None # Where a model that is loaded goes
+    device=None, # Where a model that is loaded goes
+    size:int=None # Side at which a method without training works, in pixels; its own where None
 )->Decomposer:
     "A model that cuts by this method"
     if method not in METHODS: raise RedoError(f"unknown method '{method}': known are {', '.join(METHODS)}")
     if model is not None and method not in ('auto','trained'): raise RedoError(f"method '{method}' has no weights, so model={model} has no place here: leave one of them out")
-    if method == 'auto': return Vote(model or 'flowers', device)
     if method == 'trained': return as_model(model or 'flowers', device)
-    return {'grabcut': GrabCut, 'kmeans': KMeans}[method]() if method != 'iem' else IEM(64, margins=(.1,.2,.3)).to(pick_device(device))
+    if method == 'iem': return IEM(size or 64, margins=(.1,.2,.3)).to(pick_device(device))
+    net = Vote(model or 'flowers', device) if method == 'auto' else {'grabcut': GrabCut, 'kmeans': KMeans}[method]()
+    net.size = own_size(net, size)
+    return net
 
 def method_refine(
     method:str, # One of `METHODS`
@@ -133,10 +140,10 @@ def segment(
     refine:str=None, # 'guided', 'grabcut', 'both' or 'none'; None: 'grabcut' for 'auto', else none
     size:int=None, # Side at which the method works, in pixels; its own where None
     device=None # Where a model that is loaded goes
-)->Segmentation:
+)->Segmentation: # At the size of the photograph
     "Cut the object out of a photograph"
     refine,img = method_refine(method, refine),to_picture(photo)
-    seg = segment_image(method_model(method, model, device), img, size)
+    seg = segment_image(method_model(method, model, device, size), img, size if method == 'trained' else None)
     return seg.refined(refine) if refine else seg
 
 # %% ../../nbs/67_use.methods.ipynb #67a00022
@@ -181,3 +188,23 @@ def compare(
         res[k] = seg.refined(how) if how else seg
         seconds[k] = time.perf_counter()-start
     return Comparison(img, res, seconds)
+
+# %% ../../nbs/67_use.methods.ipynb #67a00029
+def compare_files(
+    paths:list, # Files and folders
+    out, # Folder of the results
+    model=None, # Trained model for 'trained' and 'auto', a name or path; the packaged one where None
+    device=None, # Where a model that is loaded goes
+    progress:bool=True # Show a progress bar?
+)->dict: # 'files' that were written, 'failed' pictures with their errors
+    "Compare the methods on pictures, and write a strip `NAME.compare.png` of each"
+    items,res = find_pictures(paths, out),dict(files=[], failed=[])
+    if not items: raise RedoError(f"{', '.join(map(str, paths))}: nothing there but results; name pictures or folders of them")
+    out,model = writable_folder(out),as_model(model or 'flowers', device)
+    for f,n in progress_bar(items, leave=False) if progress else items:
+        try:
+            strip = compare(regular_file(f), model=model).strip(160)
+            with atomic_path(out/f'{n}.compare.png') as p: strip.save(p)
+            res['files'].append(str(out/f'{n}.compare.png'))
+        except RedoError as e: res['failed'].append(dict(file=str(f), error=str(e)))
+    return res

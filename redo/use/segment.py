@@ -28,7 +28,7 @@ from .formats import FORMATS, Annotations, write_annotations
 
 # %% ../../nbs/64_use.segment.ipynb #4a8ea00a
 RESULT_KINDS = ('mask','overlay','cutout',*FORMATS) # What is written: pictures, and formats of other tools
-RESULT_NAMES = re.compile(r'.*\.(mask|overlay|cutout|redraw)\.png|redraw_\d+\.png')
+RESULT_NAMES = re.compile(r'.*\.(mask|overlay|cutout|redraw|compare)\.png|redraw_\d+\.png')
 
 def _text(o): # Path or message
     "As text that UTF-8 holds"
