@@ -71,6 +71,7 @@ def redo_train(
     results:str=None # File to append a line with the result to
 ):
     "Learn to cut objects out of pictures, from the pictures alone."
+    if not options: check_there(model=init, spec=spec)
     from redo.study.run import train_run
     from redo.ranks import is_main, start_ranks, stop_ranks
     changes = one_value(parse_changes(set, train_run), bs=bs, steps=steps)
@@ -126,6 +127,7 @@ def redo_segment(
     """Cut pictures of any size into regions.
 
     Writes NAME.mask.png (0 background, 1 and up objects), NAME.overlay.png, NAME.cutout.png, and regions.json with areas and boxes."""
+    check_there(() if example else paths, model)
     from redo.use.refine import REFINE
     from redo.use.segment import RESULT_KINDS, example_picture, segment_files
     kinds = [o for o in kinds.replace(' ', '').split(',') if o]
@@ -156,6 +158,7 @@ def redo_redraw(
 ):
     "Draw grids of pictures with each region redrawn: redraw_01.png and so on, or NAME.redraw.png."
     _need(paths, model)
+    check_there(paths, model)
     from redo.use.segment import load_model, redraw_files
     if min(n_z, rows, scale) < 1: raise RedoError('--n-z, --rows and --scale are at least 1')
     res = redraw_files(load_model(model, device, need=('mask','region')), paths, out, n_z, rows, scale, seed, progress)
@@ -180,6 +183,7 @@ def redo_evaluate(
     progress:bool=True # Show no progress
 ):
     "Score a model: IoU and accuracy with one assignment for the whole set (_set) and with the better one for every picture (_per_image)."
+    check_there(model=model, spec=data)
     from redo.study.run import score_split
     from redo.study.results import write_json
     if size is not None and method == 'trained': raise RedoError('--size goes with --method iem: a trained model is scored at its own size')
@@ -203,6 +207,7 @@ def redo_export(
     Needs the extra 'onnx': pip install 'redo-segmentation[onnx]'"""
     _need(['-'], model)
     if Path(out).is_dir(): raise RedoError(f'cannot write {out}: it is a folder; name a file with --out')
+    check_there(model=model)
     from redo.use.onnx import export_onnx, region_notes
     from redo.use.segment import load_model
     net = load_model(model, 'cpu')
@@ -280,6 +285,7 @@ def redo_experiment(
     progress:bool=True # Show no progress
 ):
     "Run a grid of settings, seeds and data sets, or what is left of it."
+    if grid and not (list or again): check_there(grid=grid)
     from redo.study.engine import run_experiment
     from redo.study.grid import list_grids, load_grid
     if list: print('\n'.join(f'{k:24} {v}' for k,v in list_grids().items())); return list_grids()
@@ -357,6 +363,7 @@ def redo_teach(
     progress:bool=True # Show no progress
 ):
     "Teach a mask network from masks that GrabCut, k-means or IEM make, without labels and without a GAN."
+    check_there(spec=spec)
     from redo.study.run import train_run
     from redo.study.results import append_result
     from redo.study.teach import check_lesson, install_model, teach_run
