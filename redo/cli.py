@@ -204,10 +204,11 @@ def redo_export(
 ):
     """Write a model's masks as an ONNX file, whatever its kind: images (B,3,H,W) in [-1,1] in, soft masks (B,K,H,W) out.
 
-    Needs the extra 'onnx': pip install 'redo-segmentation[onnx]'"""
+    Needs the extra 'onnx': pip install '.[onnx]' in the folder of the project."""
     _need(['-'], model)
     if Path(out).is_dir(): raise RedoError(f'cannot write {out}: it is a folder; name a file with --out')
     check_there(model=model)
+    check_extra('onnx', 'onnx', 'onnxscript')
     from redo.use.onnx import export_onnx, region_notes
     from redo.use.segment import load_model
     net = load_model(model, 'cpu')
@@ -286,6 +287,7 @@ def redo_experiment(
 ):
     "Run a grid of settings, seeds and data sets, or what is left of it."
     if grid and not (list or again): check_there(grid=grid)
+    if scheduler: check_extra('dask', 'distributed')
     from redo.study.engine import run_experiment
     from redo.study.grid import list_grids, load_grid
     if list: print('\n'.join(f'{k:24} {v}' for k,v in list_grids().items())); return list_grids()

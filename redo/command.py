@@ -6,13 +6,15 @@ Docs: https://redo-segmentation.github.io/redo/command.html.md"""
 
 # %% auto #0
 __all__ = ['command_parser', 'Stopped', 'run_command', 'command', 'parse_changes', 'one_value', 'options_text', 'check_there',
-           'new_folder', 'drop_empty', 'score_table']
+           'check_extra', 'new_folder', 'drop_empty', 'score_table']
 
 # %% ../nbs/80_command.ipynb #a0ae5579
 import argparse, inspect, os, re, sys, warnings
 from functools import wraps
+from importlib.util import find_spec
 from pathlib import Path
 from fastcore.script import anno_parser
+import redo.errors
 from .errors import RedoError
 
 # %% ../nbs/80_command.ipynb #7eb6cc85
@@ -153,6 +155,8 @@ def options_text(
     return '\n'.join(res)
 
 # %% ../nbs/80_command.ipynb #c02c5917
+def _package(): return Path(redo.errors.__file__).parent
+
 def _lost_picture(path):
     "The `RedoError` about a path that is neither a folder nor an ordinary file; else None"
     from redo.files import regular_file
@@ -161,23 +165,21 @@ def _lost_picture(path):
     except RedoError as e: return e
 
 def _check_model(name):
-    import redo
     path = Path(os.path.expanduser(name))
-    if os.path.lexists(path) or (Path(redo.__file__).parent/'pretrained'/name).is_dir(): return
+    if os.path.lexists(path) or (_package()/'pretrained'/name).is_dir(): return
     if path.suffix or str(name).count('/') != 1 or str(name)[0] in './~':
         raise RedoError(f'there is no model {name}: name a folder of weights or of a run, a .pth file, or user/repository on the hub')
 
 def _check_grid(name):
-    import redo
-    own = Path(redo.__file__).parent/'grids'
+    own = _package()/'grids'
     if os.path.lexists(name if str(name).endswith(('.yml','.yaml')) else own/f'{name}.yml'): return
-    raise RedoError(f"there is no grid {name}: give the path of a .yml file, or one of {', '.join(sorted(o.stem for o in own.glob('*.yml')))}")
+    known = ', '.join(sorted(o.stem for o in own.glob('*.yml')))
+    raise RedoError(f'there is no grid {name}: give the path of a .yml file, or one of {known}')
 
 # %% ../nbs/80_command.ipynb #2776c413
 def _set_names():
     "Names of the data sets that the package registers"
-    import redo
-    text = ''.join(o.read_text(encoding='utf-8') for o in (Path(redo.__file__).parent/'data').glob('*.py'))
+    text = ''.join(o.read_text(encoding='utf-8') for o in (_package()/'data').glob('*.py'))
     return sorted(re.findall(r"^@register_source\('(\w+)'", text, re.M))
 
 def _check_set(spec, root=None):
@@ -201,6 +203,15 @@ def check_there(
     if lost and len(lost) == len(paths): raise lost[0]
     for check,name in ((_check_model,model), (_check_set,spec), (_check_grid,grid)):
         if name is not None: check(name)
+
+# %% ../nbs/80_command.ipynb #78f4de87
+def check_extra(
+    extra:str, # Name of the extra
+    *modules:str # Modules that it brings
+):
+    "A `RedoError` where a module of an extra is not installed"
+    if lost := [o for o in modules if find_spec(o) is None]:
+        raise RedoError(f"this needs {lost[0]}: pip install '.[{extra}]' in the folder of the project")
 
 # %% ../nbs/80_command.ipynb #ac43bd35
 def new_folder(
