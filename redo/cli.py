@@ -71,6 +71,7 @@ def redo_train(
     results:str=None # File to append a line with the result to
 ):
     "Learn to cut objects out of pictures, from the pictures alone."
+    if not options: check_there(model=init, spec=spec)
     from redo.study.run import train_run
     from redo.ranks import is_main, start_ranks, stop_ranks
     changes = one_value(parse_changes(set, train_run), bs=bs, steps=steps)
@@ -127,6 +128,7 @@ def redo_segment(
     """Cut pictures of any size into regions.
 
     Writes NAME.mask.png (0 background, 1 and up objects), NAME.overlay.png, NAME.cutout.png, and regions.json with areas and boxes."""
+    check_there(() if example else paths, model)
     from redo.use.methods import METHODS, method_refine
     from redo.use.segment import RESULT_KINDS, example_picture, segment_files
     kinds = [o for o in kinds.replace(' ', '').split(',') if o]
@@ -162,6 +164,7 @@ def redo_redraw(
 ):
     "Draw grids of pictures with each region redrawn: redraw_01.png and so on, or NAME.redraw.png."
     _need(paths, model)
+    check_there(paths, model)
     from redo.use.segment import load_model, redraw_files
     if min(n_z, rows, scale) < 1: raise RedoError('--n-z, --rows and --scale are at least 1')
     res = redraw_files(load_model(model, device, need=('mask','region')), paths, out, n_z, rows, scale, seed, progress)
@@ -186,6 +189,7 @@ def redo_evaluate(
     progress:bool=True # Show no progress
 ):
     "Score a model: IoU and accuracy with one assignment for the whole set (_set) and with the better one for every picture (_per_image)."
+    check_there(model=model, spec=data)
     from redo.study.run import score_split
     from redo.study.results import write_json
     if size is not None and method == 'trained': raise RedoError('--size goes with methods that need no training: a trained model is scored at its own size')
@@ -206,9 +210,11 @@ def redo_export(
 ):
     """Write a model's masks as an ONNX file, whatever its kind: images (B,3,H,W) in [-1,1] in, soft masks (B,K,H,W) out.
 
-    Needs the extra 'onnx': pip install 'redo-segmentation[onnx]'"""
+    Needs the extra 'onnx': pip install '.[onnx]' in the folder of the project."""
     _need(['-'], model)
     if Path(out).is_dir(): raise RedoError(f'cannot write {out}: it is a folder; name a file with --out')
+    check_there(model=model)
+    check_extra('onnx', 'onnx', 'onnxscript')
     from redo.use.onnx import export_onnx, region_notes
     from redo.use.segment import load_model
     net = load_model(model, 'cpu')
@@ -286,6 +292,8 @@ def redo_experiment(
     progress:bool=True # Show no progress
 ):
     "Run a grid of settings, seeds and data sets, or what is left of it."
+    if grid and not (list or again): check_there(grid=grid)
+    if scheduler: check_extra('dask', 'distributed')
     from redo.study.engine import run_experiment
     from redo.study.grid import list_grids, load_grid
     if list: print('\n'.join(f'{k:24} {v}' for k,v in list_grids().items())); return list_grids()
@@ -363,6 +371,7 @@ def redo_teach(
     progress:bool=True # Show no progress
 ):
     "Teach a mask network from masks that GrabCut, k-means or IEM make, without labels and without a GAN."
+    check_there(spec=spec)
     from redo.study.run import train_run
     from redo.study.results import append_result
     from redo.study.teach import check_lesson, install_model, teach_run

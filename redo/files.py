@@ -13,7 +13,7 @@ import json, os, re, reprlib, secrets, stat, warnings
 from contextlib import contextmanager
 from pathlib import Path
 from filelock import FileLock, Timeout
-from .core import RedoError
+from .errors import RedoError
 
 # %% ../nbs/02_files.ipynb #dd040b60
 def _hidden(path):

@@ -104,7 +104,9 @@ class Annotations:
                     start = self.file.seek(0, 2)
                     self.file.write(row)
                     self.at[k,name] = start,len(row)
-            except OSError as e: raise RedoError(f'cannot write {self.folder}: {e.strerror or e}; free some space or choose another folder') from e
+            except OSError as e:
+                why = f'{e.strerror or e}; free some space or choose another folder'
+                raise RedoError(f'cannot write {self.folder}: {why}') from e
 
     def _row(self, kind, name):
         start,n = self.at[kind,name]

@@ -24,7 +24,7 @@ def _need_onnx(
     "Import modules of the extra `onnx`; a `RedoError` that says how to install them"
     try: return [importlib.import_module(o) for o in names]
     except ImportError as e:
-        raise RedoError(f"this needs {e.name or 'onnx'}: pip install 'redo-segmentation[onnx]'") from None
+        raise RedoError(f"this needs {e.name or 'onnx'}: pip install '.[onnx]' in the folder of the project") from None
 
 # %% ../../nbs/69_use.onnx.ipynb #f234c80b
 def _cannot(model, why): return RedoError(f"model '{model.model_name or type(model).__name__}' cannot become an ONNX file: {why}")
