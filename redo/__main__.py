@@ -17,7 +17,8 @@ from .command import run_command
 # %% ../nbs/82_main.ipynb #ca84f806
 def _commands():
     "Commands by their short names, in the order of the notebook that defines them"
-    return {k.removeprefix('redo_').replace('_', '-'): f for k,f in vars(redo.cli).items() if k.startswith('redo_') and hasattr(f, 'examples')}
+    every = {k: f for k,f in vars(redo.cli).items() if k.startswith('redo_') and hasattr(f, 'examples')}
+    return {k.removeprefix('redo_').replace('_', '-'): f for k,f in every.items()}
 
 # %% ../nbs/82_main.ipynb #db6fea32
 _usage = """usage: python -m redo COMMAND [OPTION ...]     the same as redo-COMMAND [OPTION ...]
