@@ -8,7 +8,7 @@ Docs: https://redo-segmentation.github.io/redo/weights.html.md"""
 __all__ = ['safe_load', 'need_finite', 'fitting_model', 'plain_tensors', 'packaged_folder', 'packaged_models', 'checkpoint_model']
 
 # %% ../nbs/09_weights.ipynb #22d8468b
-import argparse, json, os, pickle, re, torch, warnings, zipfile
+import argparse, json, os, pickle, re, shlex, tempfile, torch, warnings, zipfile
 from pathlib import Path
 from fastcore.basics import patch
 from safetensors import SafetensorError, safe_open
@@ -115,14 +115,78 @@ def plain_tensors(
         if sum(v.nbytes for v in tensors.values()) <= os.path.getsize(path): return tensors
     raise RedoError(f'{path} is damaged: what it holds are not the weights of a model; use another one')
 
+# %% ../nbs/09_weights.ipynb #46bde9ad
+_OURS = '<!-- written by redo; delete this line to keep your own text when the model is saved again -->'
+_CARD = """---
+library_name: redo
+pipeline_tag: image-segmentation
+tags: [unsupervised-segmentation, pytorch, {model}]
+---
+{ours}
+# {name}
+
+**{about}.** {regions} regions at {size} pixels; {count:,} weights of {bits}, after {step} steps of training{lacking}.
+
+```python
+from redo.all import *
+model = Decomposer.from_pretrained({name!r})
+for d,*_ in predict(model, images): # (N,3,H,W), uint8 or in [-1,1]
+    print(d.masks.shape, d.labels().shape) # soft masks of a batch, and the region of each pixel
+```
+
+From a shell: `redo-segment PICTURES --model {arg}`.
+
+**What is known.** {notes}
+
+**Limits.** It knows pictures like those it learned from; look at masks of others before you rely on them. Scores are here only
+where somebody added them. The weights carry whatever the licence of those pictures asks for.
+
+**Options.** {options}
+
+Written by redo {redo} with PyTorch {torch}.
+"""
+
+# %% ../nbs/09_weights.ipynb #c5426b4c
+def _say(o):
+    "A value on a card: folders by their names"
+    if isinstance(o, str): return re.sub(r'[^\s:+,]*/', '', o)
+    return ', '.join(map(_say, o)) if isinstance(o, (list,tuple)) else str(o)
+
+@patch
+def card(self:Decomposer,
+    name:str, # What it is called, or 'user/repository'
+    state:dict=None # Tensors that are written; None: all
+)->str: # Markdown, with the front matter that the hub reads
+    "Model card: what the weights are, how to use them, and what is known about them"
+    state = {k: v for k,v in self.state_dict().items() if isinstance(v, Tensor)} if state is None else state
+    nets = {k.split('.')[0] for k in state if '.' in k}
+    lacks = sorted({k.split('.')[0] for k in self.state_dict() if '.' in k}-nets | {*getattr(self, 'lacks', ())})
+    said = lambda d: '; '.join(f'{k} {_say(v)}' for k,v in d.items()) or 'nothing'
+    about = (type(self).__doc__ or self.model_name).split('\n')[0].rstrip('. ')
+    bits = ' and '.join(sorted({str(o.dtype).removeprefix('torch.') for o in state.values()}))
+    count = sum(o.numel() for o in state.values())
+    what = dict(regions=self.n_regions or 'Any number of', size=_say(self.size or 'any number of'), count=count)
+    more = dict(notes=said(self.notes)+'.', options=said(self.config)+'.', lacking=f" ({', '.join(lacks)} not among them)" if lacks else '')
+    return _CARD.format(ours=_OURS, name=name, arg=shlex.quote(name), model=self.model_name, about=about, bits=bits, step=f'{self.step:,}',
+        **what, **more, **versions())
+
+# %% ../nbs/09_weights.ipynb #6c40d50d
+def _write_card(path, text):
+    "Write a card, unless somebody else's is there"
+    try: keep = os.path.lexists(path) and _OURS not in read_text(path)
+    except RedoError: keep = True # not a text of ours
+    if keep: return
+    with atomic_path(path) as p: p.write_text(text, encoding='utf-8')
+
 # %% ../nbs/09_weights.ipynb #bfc65ab0
 @patch
 def save_pretrained(self:Decomposer,
     folder:Path, # Written if need be
     nets:tuple=None, # Networks to write, such as ('mask',); None: all
-    dtype:torch.dtype=None # Type of the weights, such as `torch.float16`; None: as they are
+    dtype:torch.dtype=None, # Type of the weights, such as `torch.float16`; None: as they are
+    name:str=None # What the card calls it; None: as the folder
 )->Path: # The folder
-    "Write `model.safetensors` and `config.json`"
+    "Write `model.safetensors`, `config.json` and a card, `README.md`, in place of an earlier one of redo's"
     folder = Path(folder)
     if MODELS.get(self.model_name) is not type(self):
         raise RedoError(f'{type(self).__name__} has no name by which it could be found again: register its class with register_model')
@@ -132,18 +196,22 @@ def save_pretrained(self:Decomposer,
     config = dict(model=self.model_name, step=self.step, config=self.config, notes=self.notes, versions=versions())
     with atomic_path(folder/'model.safetensors') as p: save_file(state, p, metadata={'format': 'pt'})
     with atomic_path(folder/'config.json') as p: p.write_text(json.dumps(config, indent=1))
+    own = Path(os.path.abspath(folder))
+    _write_card(folder/'README.md', self.card(name or (own.parent if own.name == 'weights' else own).name, state))
     return folder
 
 # %% ../nbs/09_weights.ipynb #c18fb7b9
-from huggingface_hub import snapshot_download
+from huggingface_hub import HfApi, snapshot_download
 
 # %% ../nbs/09_weights.ipynb #d24588c3
+_REPO = r'\w[\w.-]{0,95}/\w[\w.-]{0,95}'
+
 def _hub_folder(
     name:str, # 'user/repository'
     **kwargs # Passed to `snapshot_download`, e.g. `revision`, `token`
 )->Path:
     "Folder with the files of a repository on the hub; a `RedoError` for a name that is none, or that looks like a path here"
-    if not re.fullmatch(r'\w[\w.-]{0,95}/\w[\w.-]{0,95}', name, re.ASCII) or os.path.lexists(name.split('/')[0]):
+    if not re.fullmatch(_REPO, name, re.ASCII) or os.path.lexists(name.split('/')[0]):
         way = 'name a folder of weights or of a run, a .pth file, or user/repository on the hub'
         raise RedoError(f'there is no model {brief(name)[1:-1]}: {way}')
     warnings.warn(f'there is no folder {name} here: asking the hub for it')
@@ -151,6 +219,31 @@ def _hub_folder(
     except Exception as e:
         why = f'is neither a folder here nor could it be fetched from the hub ({type(e).__name__})'
         raise RedoError(f"'{name}' {why}: check the name or the connection") from None
+
+# %% ../nbs/09_weights.ipynb #abf00992
+@patch
+def push_to_hub(self:Decomposer,
+    name:str, # 'user/repository'
+    private:bool=None, # Should a new repository be private? None: as the account has it
+    token:str=None, # Access token; None: that of the login
+    message:str=None, # What the commit says
+    card:bool=True, # Write the card, too, over the one that is there
+    **kwargs # Passed to `save_pretrained`: `nets`, `dtype`
+)->str: # Address of the repository
+    "Write weights, configuration and card to a repository on the hub"
+    if not re.fullmatch(_REPO, str(name), re.ASCII): raise RedoError(f'{brief(name)} is no repository: write user/repository')
+    with tempfile.TemporaryDirectory() as d:
+        self.save_pretrained(d, name=name, **kwargs)
+        what = dict(folder_path=d, commit_message=message or f'Weights of {self.model_name}')
+        if not card: what['ignore_patterns'] = ['README.md']
+        try:
+            api = HfApi(token=token)
+            where = api.create_repo(name, private=private, exist_ok=True)
+            api.upload_folder(repo_id=name, **what)
+        except Exception as e:
+            way = 'log in with hf auth login, check who may write there, and the connection'
+            raise RedoError(f"'{name}' could not be written on the hub ({type(e).__name__}): {way}") from None
+    return str(where)
 
 # %% ../nbs/09_weights.ipynb #5e7b5346
 def packaged_folder()->Path: # Inside the package

@@ -25,7 +25,7 @@ def pytest_generate_tests(metafunc):
 
 def pytest_collection_modifyitems(items):
     "What takes longest first; whether a notebook was complete is asked last, when it has run"
-    long = ('[81_cli]','test_grids','test_law','test_hostile.py','[54_train.learner]')
+    long = ('[81_cli]','test_grids','test_law','test_hostile.py','test_site.py::test_site','[54_train.learner]')
     items.sort(key=lambda o: 2 if 'test_complete' in o.nodeid else 0 if any(k in o.nodeid for k in long) else 1)
 
 def pytest_terminal_summary(terminalreporter, config):

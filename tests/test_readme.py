@@ -17,4 +17,4 @@ def test_python(tmp_path):
     res = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600)
     assert res.returncode == 0, res.stdout
     assert res.stdout.splitlines()[-1] == '32 2'
-    assert {o.name for o in (tmp_path/'models'/'digits').iterdir()} == {'model.safetensors','config.json'}
+    assert {o.name for o in (tmp_path/'models'/'digits').iterdir()} == {'model.safetensors','config.json','README.md'}

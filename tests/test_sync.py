@@ -2,7 +2,6 @@
 import ast, json, os, re, shutil, statistics, subprocess, sys
 import pytest
 from filelock import FileLock
-from nbconvert import HTMLExporter, MarkdownExporter
 from nbdev.doclinks import nbglob
 import pages
 
@@ -54,15 +53,6 @@ def test_readme(tmp_path):
     assert text == (tmp_path/'README.md').read_text(encoding='utf-8'), 'run python .ci/pages.py readme'
     pictures = re.findall(r'!\[[^\]]*\]\(([^)]+)\)', text)
     assert pictures and all((root/p).is_file() for p in pictures), pictures
-
-def test_pages(notebook):
-    "nbdev's filters and nbconvert make an HTML and a Markdown page of it"
-    title = re.search(r'^# (.+)', source(load(notebook)[0]), re.M)[1]
-    error = None
-    try: nb = pages.filtered(notebook)
-    except Exception as e: error = e
-    if error: pytest.fail(f'{notebook.name}, in a cell that nbdev runs for the page since it exports or imports: {error}', pytrace=False)
-    for exporter in (HTMLExporter, MarkdownExporter): assert title in exporter().from_notebook_node(nb)[0]
 
 # Rules
 
