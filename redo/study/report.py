@@ -116,7 +116,7 @@ def run_table(
         cols = {f'valid, step {last.step:.0f}': {k: float(last[k]) for k in known if k in last.index}}
     parts = {f'{k}, {n}': o for k,at in (('valid',s),('test',_dict(s.get('test')))) for n,o in _dict(at.get('parts')).items()}
     cols = {k: {n: x for n,x in _dict(v).items() if _is_number(x)} for k,v in (cols|parts).items()}
-    df = pd.DataFrame({k: v for k,v in cols.items() if v}, dtype=object)
+    df = pd.DataFrame({k: pd.Series(v, dtype=object) for k,v in cols.items() if v})
     return df.reindex([o for o in known if o in df.index] + [o for o in df.index if o not in known])
 
 # %% ../../nbs/78_study.report.ipynb #107291f6
@@ -180,14 +180,15 @@ def curve_panel(
     "Curves over steps"
     with rc_context(_STYLE), warnings.catch_warnings():
         warnings.simplefilter('ignore') # a font may lack a letter that the browser has
-        fig = Figure(figsize=(5.2,3), layout='constrained')
+        fig = Figure(figsize=(4.6,2.8), layout='constrained')
         ax,seen = fig.subplots(),[]
         for i,(label,seeds) in enumerate(lines.items()):
+            if not seeds: continue
             color,style = f'C{i%10}','-' if i < 10 else '--'
             if len(seeds) > 1:
-                for o in seeds: ax.plot(*o, color=color, lw=.6, alpha=.5)
+                for o in seeds: ax.plot(*o, color=color, lw=.8, alpha=.6)
             mean = mean_curve(seeds) if len(seeds) > 1 else seeds[0]
-            ax.plot(*mean, style, color=color, lw=1.6, label=_label(label), marker='.' if len(mean[0]) < 25 and len(seeds) == 1 else None)
+            ax.plot(*mean, style, color=color, lw=max(1.2, 2.4-.4*i), label=_label(label), marker='.' if len(mean[0]) < 25 and len(seeds) == 1 else None)
             seen += [o[1] for o in seeds]
         for o in again: ax.axvline(o, color='r', lw=1)
         low,high = np.percentile(np.concatenate(seen), [0,99.5])
@@ -259,15 +260,15 @@ h1 { font-size: 1.5rem; line-height: 1.25; margin: .2rem 0 } h2 { font-size: 1.1
 a { color: var(--link) } p { margin: .4rem 0 } .soft, figcaption { color: var(--soft); font-size: .87rem }
 .state { font-weight: 600 } .good { color: var(--good) } .bad { color: var(--bad) } .open { color: var(--open) }
 .notes { border-left: 3px solid var(--open); background: var(--card); padding: .4rem .8rem; margin: .8rem 0; list-style: none }
-.wide { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+.wide { overflow-x: auto } table { border-collapse: collapse; overflow-wrap: normal; font-variant-numeric: tabular-nums }
 th, td { padding: .25rem .8rem .25rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top }
-th { font-weight: 600; color: var(--soft) } td { min-width: 3.2rem } .wide td, .wide th { overflow-wrap: normal }
-.facts th { white-space: nowrap; font-weight: 400 } .facts td { overflow-wrap: anywhere }
+th { font-weight: 600; color: var(--soft) } tbody th { white-space: nowrap } td { min-width: 3.2rem } td { white-space: nowrap }
+.facts th { font-weight: 400 } .facts td { white-space: normal; overflow-wrap: anywhere }
 .panels, .side { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)) }
 .side { grid-template-columns: repeat(auto-fill, minmax(min(100%, 17rem), 1fr)) }
 .panels svg { width: 100%; height: auto; max-width: 34rem } .panels text { font-family: system-ui, sans-serif !important }
 .strip { display: flex; gap: 1rem; overflow-x: auto } figure { margin: 0 } .strip figure { flex: none; max-width: 85% }
-img { max-width: 100%; height: auto; border-radius: 4px; display: block } .side img { width: 100% } figcaption { margin: .2rem 0 }
+img { max-width: 100%; height: auto; border-radius: 4px; display: block } .side img { max-height: 24rem } figcaption { margin: .2rem 0 }
 input[type=range] { width: min(100%, 35rem); accent-color: var(--link) } [hidden] { display: none }
 pre { background: var(--card); padding: .6rem .8rem; white-space: pre-wrap; border-radius: 4px; margin: .4rem 0; font-size: .85rem }
 details { margin: 2rem 0 } summary { cursor: pointer; font-weight: 600; font-size: 1.1rem }
@@ -364,10 +365,10 @@ def _facts(run):
         'teacher': s.get('teacher_why') or o.get('teacher'), 'size': o.get('size'), 'regions': o.get('n_regions'), 'seed': o.get('seed'),
         'steps': s.get('steps') or (int(losses.step.iloc[-1])+1 if len(losses) else None), 'training pictures': s.get('pictures') or s.get('n_images'),
         'minutes': round(s['seconds']/60, 2) if _is_number(s.get('seconds')) else None, 'id': s.get('id') or run.told.get('id'),
-        'begun': at.get('date'), 'code': at.get('commit')}
+        'begun': _plain(at.get('date') or '').replace('T', ' '), 'code': at.get('commit')}
     simd,bf16 = at.get('simd'),at.get('has_bf16')
     how = [simd, None if bf16 is None else f"{'native' if bf16 else 'no native'} bfloat16"]
-    what = [at.get('device'), at.get('accelerator'), at.get('processor'), *how, *(f'{at[k]} {k}' for k in ('threads','processes') if k in at)]
+    what = [at.get('device'), at.get('accelerator'), at.get('processor'), *how, *(f"{k}: {_plain(at[k])}" for k in ('threads','processes') if k in at)]
     rows |= {'machine': ', '.join(_plain(o) for o in what if o), 'versions': ', '.join(f'{k} {v}' for k,v in _dict(at.get('versions')).items())}
     again = s.get('resumed') or run.told.get('resumed') or []
     rows['taken up again'] = ', '.join(_plain(_dict(o).get('date')) for o in again) if isinstance(again, list) else None
@@ -380,20 +381,20 @@ def _link(at, to):
     try: return quote(os.fsencode(os.path.relpath(to, at)))
     except ValueError: return None # on another drive
 
-def _row(run, at):
+def _row(run, at, scored):
     "What a table of runs says of one"
     page = run.folder/'report.html'
     way,s = _link(at, page if page.exists() else run.folder),run.summary
     name = dict(text=run.name, link=way) if way else run.name
-    minutes = round(s['seconds']/60, 2) if _is_number(s.get('seconds')) else None
+    minutes = f"{s['seconds']/60:.1f}" if _is_number(s.get('seconds')) else None
     scores = {f"{k}, {n.split(', step')[0]}": v for n,t in run_table(run).items() if n == 'test' or n.split(', step')[0] == 'valid'
-        for k,v in t.items() if k in _MAIN and v == v}
+        for k,v in t.items() if k in _MAIN[:2]+_MAIN[3:] and v == v} if scored else {}
     o = run_options(run)
     return {'run': name, 'data': o.get('spec'), 'seed': o.get('seed'), 'state': run_state(run)[0], **scores, 'minutes': minutes}
 
-def _runs(runs, at, title):
+def _runs(runs, at, title, scored=True):
     "Section with a row a run"
-    rows = [_row(o, at) for o in runs]
+    rows = [_row(o, at, scored) for o in runs]
     head = [k for k in dict.fromkeys(k for o in rows for k in o) if any(o.get(k) is not None for o in rows)]
     return dict(title=title, head=head, rows=[[v if isinstance(v := o.get(k), dict) else _cell(v) for k in head] for o in rows])
 
@@ -407,10 +408,12 @@ def _events(run):
     teachers = table(run.choice.get('teacher_table'), 'Teachers, judged without labels')
     return [table(run.summary.get('collapses'), 'Restarts', ('row',)), teachers]
 
+_ROWS = 'A row a picture: the picture, its truth where there is one, its mask as labels and as it is, then what the model redraws.'
+
 def _run_page(run, at):
     "The page of one run or teaching"
     pictures = _pictures(run, preview_files(run))
-    strip = dict(title='Masks and redraws over time', pictures=pictures, style='strip') if pictures else None
+    strip = dict(title='Pictures over time', pictures=pictures, style='strip', more=_ROWS) if pictures else None
     own = [_scores(run_table(run)), _curves(run), strip, _runs(run.rounds, at, 'Rounds') if run.rounds else None, *_events(run), *_facts(run)]
     options = [[k, _plain(v)] for k,v in run_options(run).items()]
     if options: own.append(dict(title=f'Configuration: {len(options)} options', rows=options, fold=True))
@@ -444,8 +447,8 @@ def _together(runs, grid):
         lines = {}
         for o,h in last.items():
             label = ': '.join(_setting(o)[0 if several else 1:]) if grid else o.name
-            if c := _curve(h, k, 60): lines.setdefault(label, []).append(c)
-        if lines: panels.append(curve_panel(f'{k}, validation' if k in names else k, lines, top=None if k in losses else 1.02))
+            lines.setdefault(label, []).extend([c] if (c := _curve(h, k, 60)) else [])
+        if any(lines.values()): panels.append(curve_panel(f'{k}, validation' if k in names else k, lines, top=None if k in losses else 1.02))
     return dict(title='Curves', panels=panels, more='Thick: the mean of the seeds.' if grid else '') if panels else None
 
 # %% ../../nbs/78_study.report.ipynb #9763dc0f
@@ -453,12 +456,12 @@ def _means(runs):
     "Section with mean and standard deviation of every setting"
     def one(o):
         data,name = _setting(o)
-        scores = {k if n == 'valid' else f'{n}.{k}': v for n,t in run_table(o).items() for k,v in t.dropna().items() if n in ('valid','test')}
+        scores = {f'{k}, {n}': v for n,t in run_table(o).items() for k,v in t.dropna().items() if n in ('valid','test')}
         minutes = o.summary['seconds']/60 if _is_number(o.summary.get('seconds')) else None
         return dict(data=data, run=name, **scores, minutes=minutes, failed=run_state(o)[1] == 'bad')
     df = pd.DataFrame([one(o) for o in runs if o.summary])
     if not len(df): return None
-    cols = [o for p in ('','test.') for k in _MAIN[:3] if (o := p+k) in df]
+    cols = [f'{k}, {n}' for n in ('valid','test') for k in _MAIN]
     df = results_table(df, ['data','run'], (*cols,'minutes')).reset_index()
     return dict(title='Settings: mean ± standard deviation', head=list(df), rows=[[_cell(v) for v in r] for r in df.itertuples(False, None)])
 
@@ -468,7 +471,7 @@ def _differences(runs, most=12):
     if not 1 < len(runs) <= most: return [None]
     def section(title, rows):
         df = differing(rows)
-        return dict(title=title, head=['',*df], rows=[[str(k), *v] for k,*v in df.itertuples(name=None)]) if len(df) else None
+        return dict(title=title, head=['',*df], rows=[[str(k), *v] for k,*v in df.itertuples(name=None)], fold=len(df) > 20) if len(df) else None
     drop = ('date','command')
     at = {o.name: {k: v for k,v in _dotted(run_origin(o)).items() if k not in drop} for o in runs}
     return [section('Options that differ', {o.name: run_options(o) for o in runs}), section('Code and machines that differ', at)]
@@ -477,14 +480,15 @@ def _many_page(runs, at, title, grid):
     "The page of several runs"
     pictures = [p for o in runs[:12] for c,f in preview_files(o, 2)[-1:] for p in _pictures(o, [(f'{o.name}, {c}', f)], width=420)]
     side = dict(title='Last pictures', pictures=pictures, style='side') if pictures else None
-    tables = pd.concat({o.name: run_table(o) for o in runs[:8]}, axis=1) if len(runs) <= 8 else pd.DataFrame()
-    tables.columns = [': '.join(o) for o in tables.columns]
-    own = [_means(runs) if grid else None, _runs(runs, at, 'Runs'), _together(runs, grid), None if grid else _scores(tables)]
+    tables = {f'{o.name}: {k}': v for o in runs for k,v in run_table(o).items() if not re.search(', .+ masks', k)}
+    df = pd.DataFrame(tables)
+    scores = None if grid or len(runs) > 12 else _scores(df.reindex([o for o in (*_known(),'n_images') if o in df.index]).T)
+    own = [_means(runs) if grid else None, _runs(runs, at, 'Runs', not scores), _together(runs, grid), scores]
     counts = pd.Series([run_state(o)[1] for o in runs]).value_counts()
     words = {'good': 'finished', 'bad': 'failed', 'open': 'not finished'}
     lead = f'{len(runs)} runs: ' + ', '.join(f'{counts[k]} {v}' for k,v in words.items() if k in counts)
     notes = [f'{o.name}: {n}' for o in runs for r in (o,*o.rounds) for n in r.lost]
-    return report_page(title, [*own, *_differences(runs), side], lead=lead, notes=notes[:20])
+    return report_page(title, [*own, side, *_differences(runs)], lead=lead, notes=notes[:20])
 
 # %% ../../nbs/78_study.report.ipynb #a1934f68
 def _check_ours(file):
