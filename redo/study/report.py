@@ -8,8 +8,9 @@ Docs: https://redo-segmentation.github.io/redo/study.report.html.md"""
 __all__ = ['RunFolder', 'run_options', 'run_origin', 'run_table', 'run_state', 'find_runs', 'curve_panel', 'picture_uri',
            'preview_files', 'report_page', 'differing', 'write_report']
 
-# %% ../../nbs/78_study.report.ipynb #86e46cf4
-import base64, json, os, re, warnings
+# %% ../../nbs/78_study.report.ipynb #c4d4f092
+import base64, os, re, warnings
+from functools import cached_property
 from io import BytesIO, StringIO
 from pathlib import Path
 from urllib.parse import quote
@@ -64,9 +65,13 @@ class RunFolder:
         if not self.told and not self.lost: self.lost.append('run.json is not there')
         self.teach = self.told.get('command') == 'redo-teach' or isinstance(self.summary.get('scores'), dict)
         rounds = sorted(self.folder.glob('round-*'), key=lambda o: (len(o.name), o.name)) if self.teach else []
-        self.rounds = [RunFolder(o, f'{self.name}, {o.name}') for o in rounds if (o/'run.json').exists()]
+        self.rounds = [RunFolder(o, f'{self.name}, {o.name}') for o in rounds if os.path.exists(o/'run.json') and not o.is_symlink()]
         self.last = self.rounds[-1] if self.rounds else self
-        self.history,self.losses = (self._read(f'{o}.csv', _table, pd.DataFrame()) for o in ('history','losses'))
+
+    @cached_property
+    def history(self): return self._read('history.csv', _table, pd.DataFrame())
+    @cached_property
+    def losses(self): return self._read('losses.csv', _table, pd.DataFrame())
 
     def _read(self, name, how, default):
         "What a file holds; where it cannot be read, why is noted"
@@ -98,8 +103,8 @@ def run_origin(
     if run.last is not run: at = run_origin(run.last) | at
     return {k: at[k] for k in _PLACE if at.get(k) is not None}
 
-# %% ../../nbs/78_study.report.ipynb #f2365ad9
-def _is_number(v): return isinstance(v, (int,float)) and not isinstance(v, bool)
+# %% ../../nbs/78_study.report.ipynb #f9fed12f
+def _is_number(v): return isinstance(v, (int,float)) and not isinstance(v, bool) and abs(v) < 1e15
 def _known(): return list(dict.fromkeys(o for cls in SCORES.values() for o in cls.columns))
 
 def run_table(
@@ -138,9 +143,10 @@ def find_runs(
     levels:int=3 # How far below
 )->list: # Folders, sorted as people count
     "Folders of runs"
+    if not str(folder).strip(): raise RedoError("'' is no folder: name the folder of a run or of an experiment")
     folder = Path(folder)
-    if any((folder/o).exists() for o in ('run.json','summary.json')): return [folder]
-    try: inside = [o for o in folder.iterdir() if levels and not o.name.startswith('.') and o.is_dir()]
+    if any(os.path.lexists(folder/o) for o in ('run.json','summary.json')): return [folder]
+    try: inside = [o for o in folder.iterdir() if levels and not o.name.startswith('.') and os.path.isdir(o)]
     except (OSError, ValueError) as e:
         why = getattr(e, 'strerror', None) or 'this is no name of a folder'
         raise RedoError(f'cannot read {folder}: {why}; name the folder of a run or of an experiment') from None
@@ -237,7 +243,7 @@ def preview_files(
     there = {int(m[1]): o for o in (at/'previews').glob('preview_*.png') if (m := re.fullmatch(r'preview_(\d{1,15})', o.stem))}
     steps = sorted(there)
     some = [steps[round(i)] for i in np.linspace(0, len(steps)-1, min(most-1, len(steps)))] if steps else []
-    return [(f'step {o}', there[o]) for o in some] + [('at the end', at/'masks.png')]*(at/'masks.png').exists()
+    return [(f'step {o}', there[o]) for o in some] + [('at the end', at/'masks.png')]*os.path.lexists(at/'masks.png')
 
 def _pictures(run, files, **size):
     "Those that can be read, as figures of a page"
@@ -384,7 +390,7 @@ def _link(at, to):
 def _row(run, at, scored):
     "What a table of runs says of one"
     page = run.folder/'report.html'
-    way,s = _link(at, page if page.exists() else run.folder),run.summary
+    way,s = _link(at, page if os.path.exists(page) else run.folder),run.summary
     name = dict(text=run.name, link=way) if way else run.name
     minutes = f"{s['seconds']/60:.1f}" if _is_number(s.get('seconds')) else None
     scores = {f"{k}, {n.split(', step')[0]}": v for n,t in run_table(run).items() if n == 'test' or n.split(', step')[0] == 'valid'
@@ -510,14 +516,14 @@ def write_report(
     out=None # File to write; None: `report.html` in the folder, or here for several
 )->Path: # The file
     "Write a page about a run, an experiment, or several"
-    folders = [folders] if isinstance(folders, (str,Path)) else list(dict.fromkeys(map(Path, folders)))
-    found = {Path(o): find_runs(o) for o in folders}
+    folders = [folders] if isinstance(folders, (str,Path)) else folders
+    found = {o: find_runs(o) for o in {os.path.abspath(o): o if str(o) == '' else Path(o) for o in folders}.values()}
     for o,runs in found.items():
         if not runs: raise RedoError(f'{o} holds no run: name the folder of a run (it holds run.json), or one of folders of runs')
-    one = Path(folders[0]) if len(folders) == 1 else None
+    one = next(iter(found)) if len(found) == 1 else None
     out = Path(out) if out else one/'report.html' if one else Path('report.html')
     _check_ours(out)
-    runs = list(dict.fromkeys(o for v in found.values() for o in v))
+    runs = list({os.path.abspath(o): o for v in found.values() for o in v}.values())
     if one in runs: page = _run_page(RunFolder(one), out.parent)
     else:
         runs = [RunFolder(o, n) for o,n in _named(runs).items()]
