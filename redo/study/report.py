@@ -78,7 +78,8 @@ class RunFolder:
         file = self.folder/name
         if not os.path.lexists(file): return default
         try: return how(file)
-        except (RedoError, OSError, ValueError) as e: self.lost.append(' '.join(str(e).replace(str(file), name).split()))
+        except RedoError as e: self.lost.append(' '.join(str(e).replace(str(file), name).split()))
+        except (OSError, ValueError) as e: self.lost.append(f'cannot read {name}: it is no table ({type(e).__name__})')
         return default
 
 # %% ../../nbs/78_study.report.ipynb #75e5bb39
