@@ -6,7 +6,7 @@ Docs: https://redo-segmentation.github.io/redo/cli.html.md"""
 
 # %% auto #0
 __all__ = ['redo_train', 'redo_segment', 'redo_redraw', 'redo_evaluate', 'redo_export', 'redo_benchmark', 'redo_experiment',
-           'redo_teach']
+           'redo_teach', 'redo_report']
 
 # %% ../nbs/81_cli.ipynb #a0ae5579
 from contextlib import contextmanager
@@ -42,6 +42,7 @@ def _report(s, out):
     if s.get('assignment'): print(f"\nclass of each region, chosen on valid: {s['assignment']}")
     if s.get('failed'): print(f"\nthis run counts as failed: {', '.join(s['failed'])}")
     print(f'\n{out}: weights/ (the model), summary.json (scores), history.csv, losses.csv, curve.png, masks.png, previews/')
+    print(f'all of it on a page: {out}/report.html')
     print(f'use it: redo-segment PICTURES --model {out}')
 
 @command(['redo-train', 'redo-train flowers17 --size 64 --steps 4000 --out flowers',
@@ -391,3 +392,16 @@ def redo_teach(
     _teach_report(s, made or out)
     if install: print(f'installed in {install_model(made or out)}')
     return s
+
+# %% ../nbs/81_cli.ipynb #c8e7a002
+@command(['redo-report redo-digits-1', 'redo-report runs/example', 'redo-report redo-digits-1 redo-digits-2 --out both.html'])
+def redo_report(
+    *folders:str, # Folders of runs, of redo-teach or of experiments; several are compared
+    out:str=None # File to write (default: report.html in the folder; for several, here)
+):
+    "Write a page with curves, pictures, scores and configuration of a run or an experiment, or compare several."
+    if not folders: raise RedoError('name the folder of a run or of an experiment, or several to compare')
+    from redo.study.report import write_report
+    file = write_report(folders, out)
+    print(f'{file}: {file.stat().st_size/1024:.0f} KB, for any browser')
+    return dict(file=str(file))

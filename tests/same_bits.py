@@ -65,7 +65,7 @@ def run(code, name, folder):
     env = dict(os.environ, PYTHONPATH=str(code), OMP_NUM_THREADS='1', MKL_NUM_THREADS='1', PYTHONWARNINGS='ignore', REDO_CACHE=str(folder/'cache'), MPLBACKEND='Agg')
     p = subprocess.run([sys.executable, '-c', f'import sys; from redo.cli import redo_{command} as f; sys.exit(f())', *argv], cwd=folder, env=env, capture_output=True, text=True)
     if p.returncode: raise SystemExit(f'{name} in {code}: {p.stderr}')
-    return {o.relative_to(folder/'run').as_posix(): d for o in sorted((folder/'run').rglob('*')) if o.is_file() and o.name not in ('run.json','config.json','README.md','curve.png') and (d := digest(o))}
+    return {o.relative_to(folder/'run').as_posix(): d for o in sorted((folder/'run').rglob('*')) if o.is_file() and o.name not in ('run.json','config.json','README.md','curve.png','report.html') and (d := digest(o))}
 
 def main(revision, *names):
     bad = 0

@@ -25,7 +25,7 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from ..core import *
 from ..files import *
 from .results import append_result, load_results
-from .run import train_run
+from .run import leave_report, train_run
 from .grid import Run, check_runs, file_name, load_grid
 from .compare import MaskRows, collect, kept_ids, mask_strip
 
@@ -287,6 +287,9 @@ def run_experiment(
     file,curves,masks = results/f'{name}.jsonl',results/f'{name}-curves.jsonl',results/f'{name}-masks'
     append_result(file), append_result(curves)
     have = kept_ids(file, curves)
-    _run_all(runs, Path(folder)/name, lambda o: _keep_run(o, file, curves, masks, have), jobs, devices, scheduler, progress)
+    there = (Path(folder)/name/'report.html').exists() and all(o.state == 'finished' for o in runs)
+    try: _run_all(runs, Path(folder)/name, lambda o: _keep_run(o, file, curves, masks, have), jobs, devices, scheduler, progress)
+    finally:
+        if not there and any(o.state == 'finished' for o in runs): leave_report(Path(folder)/name)
     df,ids = load_results(file),{read_json(o.out/'summary.json')['id'] for o in runs}
     return df[df.id.isin(ids)].reset_index(drop=True)

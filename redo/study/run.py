@@ -6,11 +6,11 @@ Docs: https://redo-segmentation.github.io/redo/study.run.html.md"""
 
 # %% auto #0
 __all__ = ['RUN_FILES', 'run_state_of', 'check_same', 'run_config', 'HistoryFiles', 'SaveOften', 'run_learner', 'note_place',
-           'run_record', 'run_id', 'begin_run', 'last_checkpoint', 'run_scores', 'write_run', 'end_run', 'start_from',
-           'train_run', 'score_split', 'stopped_run']
+           'run_record', 'run_id', 'begin_run', 'last_checkpoint', 'run_scores', 'write_run', 'leave_report', 'end_run',
+           'start_from', 'train_run', 'score_split', 'stopped_run']
 
 # %% ../../nbs/71_study.run.ipynb #703c96ca
-import hashlib, json, time
+import hashlib, importlib, json, time, warnings
 from contextlib import ExitStack
 from pathlib import Path
 import pandas as pd, torch
@@ -42,7 +42,7 @@ def run_state_of(out:Path)->str: # 'none', 'started' or 'finished'
     return 'started' if any((out/o).exists() for o in ('run.json','checkpoint.pth','weights')) else 'none'
 
 # %% ../../nbs/71_study.run.ipynb #acdd05c7
-RUN_FILES = {'': (r'checkpoint\.pth', r'(run|summary)\.json', r'(losses|history)\.csv', r'(curve|masks)\.png'),
+RUN_FILES = {'': (r'checkpoint\.pth', r'(run|summary)\.json', r'(losses|history)\.csv', r'(curve|masks)\.png', r'report\.html'),
     'weights': (r'model\.safetensors', r'config\.json', r'README\.md'),
     'previews': (r'preview_\d+\.png',)} # Folder in that of a run -> patterns of what a run writes there
 
@@ -284,6 +284,15 @@ def write_run(
     own |= pics | dict(losses=dict(h.steps[-1]), **run_record(cfg, test))
     return dict(run=name, id=cfg['id'], **_outcome(learn, scores), **scores, **own)
 
+# %% ../../nbs/71_study.run.ipynb #a1e5c0d2
+def leave_report(
+    folder:Path # Folder of a run, a teaching or an experiment that has ended
+):
+    "Write the `report.html` of a folder; where that fails, a warning says why"
+    if not is_main(): return
+    try: importlib.import_module('redo.study.report').write_report(folder)
+    except Exception as e: warnings.warn(f"{folder} has no report ({type(e).__name__}: {' '.join(str(e).split())}): write it with redo-report")
+
 # %% ../../nbs/71_study.run.ipynb #d686ec1e
 def end_run(
     learn, # Trained learner
@@ -295,11 +304,12 @@ def end_run(
     notes:dict=None, # More to say
     more:callable=None # What else to find out of the model: model -> dictionary
 )->dict: # The summary
-    "Write all that a finished run leaves, its summary last"
+    "Write all that a finished run leaves, at the end its summary and its report"
     summary = {**write_run(learn, cfg, out, name, test), **(notes or {})}
     if more: summary['more'] = more(learn.model)
     if results: append_result(results, result_line(summary, learn.loss_history.scores))
     write_json(out/'summary.json', summary)
+    leave_report(out)
     return summary
 
 # %% ../../nbs/71_study.run.ipynb #5a526b42
@@ -367,7 +377,9 @@ def train_run(
         if progress == 'lines': learn.add_cb(StepLines(learn.recipe.train.steps))
         if not bars: stack.enter_context(learn.no_bar()), stack.enter_context(learn.no_logging())
         try: learn.fit_steps()
-        except NotFinite as e: raise NotFinite(f"{e}; {last_checkpoint(out)}") from None
+        except NotFinite as e:
+            leave_report(out)
+            raise NotFinite(f"{e}; {last_checkpoint(out)}") from None
         return on_main(end_run, learn, cfg, out, run_name or out.resolve().name, results, test, notes, more)
 
 # %% ../../nbs/71_study.run.ipynb #44b2aa5f

@@ -23,7 +23,7 @@ from ..use.pseudo import object_masks, parse_pseudo
 from ..use.refine import REFINE, refine
 from ..weights import checkpoint_model, packaged_folder, safe_load
 from .results import plain_json, write_json
-from .run import train_run
+from .run import leave_report, train_run
 from .engine import sigterm_as_ctrl_c
 
 # %% ../../nbs/79_study.teach.ipynb #e17c2a46
@@ -52,7 +52,7 @@ def student_scores(
     return res
 
 # %% ../../nbs/79_study.teach.ipynb #1d3706c7
-_FILES = (r'run\.json', r'choice\.json', r'summary\.json')
+_FILES = (r'run\.json', r'choice\.json', r'summary\.json', r'report\.html')
 
 @contextmanager
 def _teach_folder(out, settings):
@@ -221,6 +221,7 @@ def teach_run(
         s = told | (notes or {}) | s
         write_student(net.averaged(), out/'weights', s)
         with atomic_path(out/'summary.json') as p: p.write_text(json.dumps(s, indent=1))
+        leave_report(out)
     return s
 
 # %% ../../nbs/79_study.teach.ipynb #543ce3bd
