@@ -42,6 +42,7 @@ from .use.refine import *
 from .use.onnx import *
 from .use.features import *
 from .use.formats import *
+from .use.methods import METHODS, compare, method_model, segment
 from .use.pseudo import mask_iou, object_masks, pseudo_labels, refined_objects
 from .study.results import load_results, results_table, to_markdown, withdraw_result
 from .study.run import train_run, score_split

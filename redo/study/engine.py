@@ -285,11 +285,9 @@ def run_experiment(
     _check_jobs(jobs, devices, scheduler)
     if dry_run: return grid.table(runs)
     file,curves,masks = results/f'{name}.jsonl',results/f'{name}-curves.jsonl',results/f'{name}-masks'
-    append_result(file), append_result(curves)
-    have = kept_ids(file, curves)
+    have = append_result(file), append_result(curves), kept_ids(file, curves)
     there = (Path(folder)/name/'report.html').exists() and all(o.state == 'finished' for o in runs)
-    try: _run_all(runs, Path(folder)/name, lambda o: _keep_run(o, file, curves, masks, have), jobs, devices, scheduler, progress)
+    try: _run_all(runs, Path(folder)/name, lambda o: _keep_run(o, file, curves, masks, have[-1]), jobs, devices, scheduler, progress)
     finally:
         if not there and any(o.state == 'finished' for o in runs): leave_report(Path(folder)/name)
-    df,ids = load_results(file),{read_json(o.out/'summary.json')['id'] for o in runs}
-    return df[df.id.isin(ids)].reset_index(drop=True)
+    return load_results(file).pipe(lambda d: d[d.id.isin([read_json(o.out/'summary.json')['id'] for o in runs])]).reset_index(drop=True)
