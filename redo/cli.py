@@ -33,6 +33,17 @@ def _run_folder(out, spec, resume=False, progress=True):
     finally:
         if made and is_main(): drop_empty(made)
 
+# %% ../nbs/81_cli.ipynb #397240dc
+def _in_advance(spec, recipe, model, changes):
+    "What training on a folder of pictures will cost, and what costs less"
+    import shlex
+    from redo.data.spec import parse_spec
+    from redo.train.recipes import get_recipe
+    r = get_recipe(recipe, model, **changes)
+    if parse_spec(spec).name != 'folder' or r.model_name == 'student': return
+    print(f'{r.train.steps} steps of recipe {r.name} are to come; how many minutes that makes is said after ten of them. '
+        f'In minutes, and without a GAN: redo-teach {shlex.quote(str(spec))}', flush=True)
+
 # %% ../nbs/81_cli.ipynb #fbafb93d
 def _report(s, out):
     "Say what a run came to"
@@ -81,6 +92,7 @@ def redo_train(
     device = start_ranks(device)
     own = dict(root=root, results=results, skip_bad=skip_bad, test=test, init=init, model=model, previews=previews, progress=progress)
     with _run_folder(out, spec or 'digits', resume, progress) as out:
+        if progress and is_main() and spec: _in_advance(spec, recipe, model, changes)
         s = train_run(spec, out, recipe, size, n_regions, seed, device=device, resume=resume, **own, **changes)
     if is_main(): _report(s, out)
     stop_ranks()
@@ -341,7 +353,7 @@ def _teach_report(s, out):
     print(f"\n{s['spec']}: {s['n_images']} pictures, {rounds}, the last in {s['seconds']:.0f} s on {s['device']}")
     if 'teacher_why' in s: print(f"teacher: {s['teacher_why']}")
     for k,v in s['scores'].items(): print(f"\n{score_table({f'{k}, network': v, **{m: v[m] for m in REFINE}})}")
-    print(f"\n{out}: weights/ (the model), summary.json (scores), round-{s['rounds']}/ (the run)")
+    print(f"\n{out}: weights/ (the model), masks.png, summary.json (scores), round-{s['rounds']}/ (the run)")
     print(f'use it: redo-segment PICTURES --model {out}')
 
 # %% ../nbs/81_cli.ipynb #6340c1fb

@@ -23,7 +23,7 @@ from ..ranks import *
 from ..data.spec import as_size, get_source, parse_spec
 from ..data.loaders import MemoryDL, MemorySet, redo_dataloaders
 from ..nets.redo import MaskNet
-from ..train.learner import has_bf16, redo_learner
+from ..train.learner import StepEstimate, has_bf16, redo_learner
 from ..train.recipes import flat_options, get_recipe
 from ..metrics import evaluate, scores_class
 from .results import *
@@ -375,6 +375,7 @@ def train_run(
         on_main(lambda: stack.enter_context(folder_lock(out)))
         if on_main(begin_run, cfg, out, state, results): learn.resume(out/'checkpoint.pth')
         if progress == 'lines': learn.add_cb(StepLines(learn.recipe.train.steps))
+        if progress: learn.add_cb(StepEstimate(learn.recipe.train.steps))
         if not bars: stack.enter_context(learn.no_bar()), stack.enter_context(learn.no_logging())
         try: learn.fit_steps()
         except NotFinite as e:

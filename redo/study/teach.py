@@ -8,7 +8,7 @@ Docs: https://redo-segmentation.github.io/redo/study.teach.html.md"""
 __all__ = ['object_scores', 'student_scores', 'write_student', 'check_lesson', 'teach_run', 'install_model']
 
 # %% ../../nbs/79_study.teach.ipynb #e1e2b81a
-import json, os, re, time, torch
+import json, os, re, shutil, time, torch
 from contextlib import contextmanager
 from pathlib import Path
 from torch import Tensor
@@ -52,7 +52,7 @@ def student_scores(
     return res
 
 # %% ../../nbs/79_study.teach.ipynb #1d3706c7
-_FILES = (r'run\.json', r'choice\.json', r'summary\.json', r'report\.html')
+_FILES = (r'run\.json', r'choice\.json', r'summary\.json', r'masks\.png', r'report\.html')
 
 @contextmanager
 def _teach_folder(out, settings):
@@ -144,8 +144,8 @@ def write_student(
     for k,v in s['scores'].items():
         for n,o in dict(network=v, **{f'{m}, refined': v[m] for m in REFINE}).items():
             rows.append(f"| {k} | {n} | {o['iou_set']:.4f} | {o['iou_per_image']:.4f} | {o['accuracy_set']:.4f} |")
-    why,own = s.get('stopped', ''),Path(folder).name == 'weights'
-    more = dict(name=Path(folder).parent.name if own else Path(folder).name,
+    why,own,name = s.get('stopped', ''),Path(folder).name == 'weights',Path(folder).resolve()
+    more = dict(name=name.parent.name if own else name.name,
         packaged='' if own else f', and by the name `{Path(folder).name}`', stopped=why and f' ({why})',
         note=note and f' {note}', spec=re.sub(r'[^:+]*/', '', s['spec']), teacher=_named(s.get('teacher_chosen', s['teacher'])),
         chosen=' (chosen without labels)'*('teacher_chosen' in s),
@@ -178,10 +178,20 @@ def _refined(src, size, test):
         return {k: student_scores(model.averaged(), v) for k,v in held.items() if v.truth is not None}
     return more
 
+# %% ../../nbs/79_study.teach.ipynb #c89eabd4
+def _show_masks(
+    out:Path, # Folder of the lesson
+    r:int # Its last round
+):
+    "Keep what a student sees, or saw when it was stopped, where it is found at once"
+    run = out/f'round-{r}'
+    for f in [o for o in (run/'masks.png', *sorted((run/'previews').glob('*.png'))[::-1]) if o.is_file()][:1]:
+        with atomic_path(out/'masks.png') as p: shutil.copyfile(f, p)
+
 # %% ../../nbs/79_study.teach.ipynb #90ec080c
 def teach_run(
     spec:str, # Data set; its training pictures are enough
-    out:Path, # Folder of the run: `round-1/` and so on, `weights/`, `run.json` and `summary.json`
+    out:Path, # Folder of the run: `round-1/` and so on, `weights/`, `masks.png`, `run.json` and `summary.json`
     size:int=128, # Side of the pictures for teachers, refinement and scores
     net_size:int=64, # Side of the pictures for the network
     teacher:str='auto', # As for `parse_pseudo`; 'auto': chosen without labels, by `choose_teacher`
@@ -220,6 +230,7 @@ def teach_run(
         s = dict(n_images=s['n_pictures'], device=str(dev), seconds=s['seconds'], scores=s.get('more', {}), id=s['id'], versions=versions())
         s = told | (notes or {}) | s
         write_student(net.averaged(), out/'weights', s)
+        _show_masks(out, rounds)
         with atomic_path(out/'summary.json') as p: p.write_text(json.dumps(s, indent=1))
         leave_report(out)
     return s
@@ -229,10 +240,12 @@ def _stopped(out, told, r, device):
     "Keep the student of a round that was stopped; what to say"
     file = out/f'round-{r}'/'checkpoint.pth'
     if not file.exists(): return f'stopped before the first step of round {r} of {told["rounds"]}; the same command goes on'
-    net = checkpoint_model(safe_load(file), file)
+    raw = safe_load(file)
+    net,seconds = checkpoint_model(raw, file),raw['callbacks']['LossHistory']['seconds']
     why = f"stopped after {net.step} of {told['steps']} steps of round {r} of {told['rounds']}"
     net.notes = dict(assignment=[0,1], spec=told['spec'], resize='antialias')
-    write_student(net.averaged(), out/'weights', told | dict(n_images='The', device=device, seconds=0, scores={}, stopped=why))
+    write_student(net.averaged(), out/'weights', told | dict(n_images='The', device=device, seconds=seconds, scores={}, stopped=why))
+    _show_masks(out, r)
     return f"{why}; {out/'weights'} holds the network as it was then; the same command goes on"
 
 # %% ../../nbs/79_study.teach.ipynb #6bce7841
