@@ -75,6 +75,12 @@ def vote_weights(
     return w/w.sum()
 
 # %% ../../nbs/67_use.methods.ipynb #67a00017
+def _whole_iem(size=64): # Longest side
+    "Inpainting-error maximisation of whole pictures, the best of three starts"
+    net = IEM(size, margins=(.1,.2,.3))
+    net.whole = True
+    return net
+
 class Vote(WholePicture):
     "A trained model, GrabCut and IEM, each weighted by how well it agrees with the others"
     def __init__(self,
@@ -84,7 +90,7 @@ class Vote(WholePicture):
     ):
         super().__init__()
         self.size,self.config = size,dict(size=size)
-        self.voters = {'trained': as_model(model, device), 'grabcut': GrabCut(), 'iem': IEM(64, margins=(.1,.2,.3))}
+        self.voters = {'trained': as_model(model, device), 'grabcut': GrabCut(), 'iem': _whole_iem()}
         self.weights = []
     def votes(self,
         img:Image.Image # Picture, RGB
@@ -118,7 +124,7 @@ def method_model(
     if method not in METHODS: raise RedoError(f"unknown method '{method}': known are {', '.join(METHODS)}")
     if model is not None and method not in ('auto','trained'): raise RedoError(f"method '{method}' has no weights, so model={model} has no place here: leave one of them out")
     if method == 'trained': return as_model(model or 'flowers', device)
-    if method == 'iem': return IEM(size or 64, margins=(.1,.2,.3)).to(pick_device(device))
+    if method == 'iem': return _whole_iem(size or 64).to(pick_device(device))
     net = Vote(model or 'flowers', device) if method == 'auto' else {'grabcut': GrabCut, 'kmeans': KMeans}[method]()
     net.size = own_size(net, size)
     return net
