@@ -86,7 +86,7 @@ def _check_batch(x, y, dl):
     "A `RedoError` where the pictures of a foreign loader are not in [-1,1], or its masks are bytes instead of labels"
     if hasattr(dl, 'needs'): return
     x,lo,hi = as_tensor(x),*(o.item() for o in as_tensor(x).aminmax())
-    ranged = any(isinstance(o, NetRange) for o in getattr(dl.after_batch, 'fs', ()))
+    ranged = any(isinstance(o, NetRange) for o in getattr(getattr(dl, 'after_batch', None), 'fs', ()))
     if not x.is_floating_point() or not (-1.05 <= lo and hi <= 1.05) or 0 <= lo < hi and not ranged:
         raise RedoError(f'the pictures of the first batch go from {lo:.3g} to {hi:.3g} ({x.dtype}), where networks want -1 to 1: '
             'use redo_datablock, or NetRange() as the last of batch_tfms, without Normalize')
