@@ -227,11 +227,12 @@ def _on_checks(img):
 
 @patch
 def views(self:Explorer,
-    region:int=1 # Whose soft mask is shown
+    region:int=None # Whose soft mask is shown; the first object's where None
 )->dict: # Name -> RGB picture
     "All that there is to see"
     seg = self.result()
-    soft = seg.soft(min(region, len(seg.masks)-1)).clamp(0, 1).mul(255).byte().numpy()
+    k = next((i for i,c in enumerate(seg.classes) if c), 0) if region not in range(len(seg.masks)) else region
+    soft = seg.soft(k).clamp(0, 1).mul(255).byte().numpy()
     res = dict(picture=self.image, soft=Image.fromarray(soft).convert('RGB'))
     res |= dict(mask=to_picture(color_labels(torch.from_numpy(seg.labels))))
     return res | dict(overlay=seg.overlay(), cutout=_on_checks(seg.cutout()))
@@ -317,36 +318,27 @@ def save(self:Explorer,
     with atomic_path(files[-1]) as p: p.write_text(json.dumps(out, indent=1))
     return files
 
-# %% ../../nbs/68_use.explore.ipynb #77ceb6e9
-_VIEWS = dict(picture='picture', soft='how sure', mask='mask', overlay='overlay', cutout='cut-out', redrawn='redrawn')
-
-def _png(img, side):
-    "Bytes of a picture; a small one has larger pixels"
-    n,buf = max(1, side//max(img.size)),io.BytesIO()
-    if n > 1: img = img.resize((img.width*n, img.height*n), Image.Resampling.NEAREST)
-    img.save(buf, 'png')
-    return buf.getvalue()
+# %% ../../nbs/68_use.explore.ipynb #700b58d5
+_VIEWS = dict(picture='picture', soft='soft mask', mask='mask', overlay='overlay', cutout='cut-out', redrawn='redrawn')
 
 def _slider(what, value, least, most, step, tip):
     return W.FloatSlider(value, min=least, max=most, step=step, description=what, tooltip=tip, readout_format='.2f')
 
 def _button(what, tip): return W.Button(description=what, tooltip=tip, layout=W.Layout(width='auto'))
 
-# %% ../../nbs/68_use.explore.ipynb #5fe30cec
 class ExplorerPanel(W.VBox):
-    "Widgets that show an `Explorer`"
+    "Widgets that show an `Explorer`; `explore` makes one"
     def __init__(self,
         explorer:Explorer, # What is shown
         folder='explored' # Where it is saved
     ):
-        ex = self.explorer = explorer
-        self.folder,self.quiet = folder,False
+        super().__init__()
+        ex,self.explorer,self.folder,self.quiet = explorer,explorer,folder,False
         self.upload = W.FileUpload(accept='image/*', multiple=True, description='Upload', tooltip='pictures of your own')
         self.picture = W.Dropdown(options=list(ex.pictures), value=ex.name, description='Picture')
         self.method = W.Dropdown(options=list(ex.methods), value=ex.method, description='Method')
-        self.refine = W.ToggleButtons(options=['none',*REFINE], value=ex.refine, description='Refine', style=dict(button_width='auto'), layout=W.Layout(width='max-content'))
+        self.refine = W.ToggleButtons(options=['none',*REFINE], value=ex.refine, style=dict(button_width='auto'))
         self.threshold = _slider('Threshold', ex.threshold, .02, .98, .02, 'how sure an object must be')
-        self.threshold.add_class('redo-threshold'), self.upload.add_class('redo-upload')
         self.region = W.Dropdown(description='Region')
         self.edits = {o: _button(o.capitalize(), f'{o} the region') for o in _EDITS}
         self.undo = _button('Undo all', 'forget changes by hand and textures')
@@ -354,39 +346,36 @@ class ExplorerPanel(W.VBox):
         self.blend = _slider('Blend', 1., 0., 1., .05, 'from the former texture to the new one')
         self.saver,self.message = _button('Save', f'write pictures and JSON to {folder}'),W.HTML()
         self.images = {k: W.Image(format='png') for k in _VIEWS if k != 'redrawn' or ex.redraws}
-        super().__init__(self.rows())
-        self.wire()
-        self.do(lambda: None)
 
 # %% ../../nbs/68_use.explore.ipynb #711243f7
 @patch
 def rows(self:ExplorerPanel)->list: # Boxes
-    "Controls above, pictures below"
-    wrap = W.Layout(flex_flow='row wrap', grid_gap='4px 8px', align_items='center')
+    "The panel from top to bottom"
+    wrap = W.Layout(flex_flow='row wrap', grid_gap='4px 8px', align_items='center', margin='0 0 6px 0')
     row = lambda *o: W.HBox(o, layout=wrap)
-    def one(k, w):
-        w.add_class(f'redo-{k}')
-        return W.VBox([W.Label(_VIEWS[k]), w], layout=W.Layout(align_items='center', margin='0 8px 0 0'))
+    view = lambda k, w: W.VBox([W.Label(_VIEWS[k]), w], layout=W.Layout(align_items='center'))
+    names = dict(upload=self.upload, threshold=self.threshold, blend=self.blend, texture=self.texture, message=self.message, **self.images)
+    for k,w in names.items(): w.add_class(f'redo-{k}')
     paint = [self.texture,self.blend] if self.explorer.redraws else []
-    self.message.add_class('redo-message')
-    return [row(self.picture, self.upload, self.saver), row(self.method, self.refine, self.threshold),
-        row(self.region, *self.edits.values(), *paint, self.undo), row(*[one(*o) for o in self.images.items()]), self.message]
+    return [row(self.picture, self.upload, self.saver), row(self.method, self.threshold, W.Label('Refine'), self.refine),
+        row(self.region, *self.edits.values(), *paint, self.undo), row(*[view(*o) for o in self.images.items()]), self.message]
+
+# %% ../../nbs/68_use.explore.ipynb #77ceb6e9
+def _png(img, side):
+    "Bytes of a picture; a small one has larger pixels"
+    n,buf = max(1, side//max(img.size)),io.BytesIO()
+    if n > 1: img = img.resize((img.width*n, img.height*n), Image.Resampling.NEAREST)
+    img.save(buf, 'png')
+    return buf.getvalue()
 
 @patch
-def do(self:ExplorerPanel,
-    f, # What to do
-    *args
-):
-    "Do it and show what comes of it; or say in one line why not"
-    if self.quiet: return
-    start,said = time.time(),[]
-    for step in (lambda: f(*args), self.sync, self.draw):
-        try: said.append(step())
-        except RedoError as e: said.append(e)
-        except Exception as e:
-            self.say(f'{type(e).__name__}: {e}')
-            raise
-    self.say(next(filter(None, said), None) or f'{self.about()} ({time.time()-start:.2f} s)')
+def draw(self:ExplorerPanel):
+    "Show what is"
+    ex = self.explorer
+    for views in (lambda: ex.views(self.region.value), lambda: dict(redrawn=ex.redrawn()) if ex.redraws else {}):
+        for name,img in views().items():
+            new = _png(img, ex.side)
+            if self.images[name].value != new: self.images[name].value = new
 
 # %% ../../nbs/68_use.explore.ipynb #3ed1319e
 @patch
@@ -400,61 +389,38 @@ def sync(self:ExplorerPanel):
         if self.region.options != tuple(names):
             self.region.options = names
             self.region.value = next((k for k,c in enumerate(ex.result().classes) if c), 0)
-        self.threshold.disabled = ex.hard
-        self.blend.disabled = self.region.value not in ex.textures
+        self.threshold.disabled,self.blend.disabled = ex.hard,self.region.value not in ex.textures
         self.blend.value = 1. if self.blend.disabled else ex.textures[self.region.value][2]
         self.upload.value = ()
     finally: self.quiet = False
 
-@patch
-def draw(self:ExplorerPanel):
-    "Show the pictures that have changed"
-    k = self.region.value
-    for name,img in self.explorer.views(k).items(): self.show(name, img)
-    if self.explorer.redraws: self.show('redrawn', self.explorer.redrawn())
-
-@patch
-def show(self:ExplorerPanel,
-    name:str, # Of a view
-    img:Image.Image # What it is to show
-):
-    "Show a picture, where it is another one"
-    new = _png(img, self.explorer.side)
-    if self.images[name].value != new: self.images[name].value = new
-
-@patch
-def say(self:ExplorerPanel,
-    text # Anything
-):
-    "Show a line below"
-    self.message.value = html.escape(str(text))
-
+# %% ../../nbs/68_use.explore.ipynb #874c830f
 @patch
 def about(self:ExplorerPanel)->str:
     "The picture and its regions in a line"
-    ex = self.explorer
-    hard = f"; {ex.method} is sure of every pixel, so the threshold moves nothing" if self.threshold.disabled else ''
-    areas = [f"{'object' if o['label'] else 'background'}{o['label'] if o['label'] > 1 else ''} {o['area']:.1%}" for o in ex.result().regions()]
+    ex,many = self.explorer,lambda c: f' {c}' if c > 1 else ''
+    areas = [f"{'object' if o['label'] else 'background'}{many(o['label'])} {o['area']:.1%}" for o in ex.result().regions()]
+    hard = f'; {ex.method} is sure of every pixel, so the threshold moves nothing' if ex.hard else ''
     return f"{ex.name}, {ex.full.width} x {ex.full.height}: {', '.join(areas)}{hard}"
 
-# %% ../../nbs/68_use.explore.ipynb #c898ad17
 @patch
-def wire(self:ExplorerPanel):
-    "Let each control call the explorer"
-    ex = self.explorer
-    def on(w, f): w.observe(lambda change: self.do(f, change['new']), 'value')
-    on(self.upload, self.take)
-    on(self.picture, ex.choose)
-    on(self.method, lambda o: ex.set(method=o))
-    on(self.refine, lambda o: ex.set(refine=o))
-    on(self.threshold, lambda o: ex.set(threshold=o))
-    on(self.region, lambda o: None)
-    on(self.blend, lambda o: ex.blend(self.region.value, o))
-    for how,w in self.edits.items(): w.on_click(lambda _,how=how: self.do(ex.edit, self.region.value, how))
-    self.texture.on_click(lambda _: self.do(ex.resample, self.region.value))
-    self.undo.on_click(lambda _: self.do(ex.forget))
-    self.saver.on_click(lambda _: self.do(lambda: 'saved: '+', '.join(map(str, ex.save(self.folder)))))
+def do(self:ExplorerPanel,
+    f, # What to do
+    *args
+):
+    "Do it and show what comes of it; or say why not"
+    if self.quiet: return
+    start,said = time.time(),[]
+    def say(o): self.message.value = html.escape(str(o))
+    for step in (lambda: f(*args), self.sync, self.draw):
+        try: said.append(step())
+        except RedoError as e: said.append(e)
+        except Exception as e:
+            say(f'{type(e).__name__}: {e}')
+            raise
+    say(next(filter(None, said), None) or f'{self.about()} ({time.time()-start:.2f} s)')
 
+# %% ../../nbs/68_use.explore.ipynb #0b4b4b88
 @patch
 def take(self:ExplorerPanel,
     files:tuple # As `FileUpload` gives them
@@ -466,7 +432,23 @@ def take(self:ExplorerPanel,
         except RedoError as e: bad.append(e)
     if bad: raise bad[0]
 
-# %% ../../nbs/68_use.explore.ipynb #bc20352f
+@patch
+def wire(self:ExplorerPanel)->ExplorerPanel: # The same
+    "Let each control call the explorer, and show what is"
+    ex,self.children = self.explorer,self.rows()
+    def on(w, f): w.observe(lambda change: self.do(f, change['new']), 'value')
+    on(self.upload, self.take)
+    on(self.picture, ex.choose)
+    for k in ('method','refine','threshold'): on(getattr(self, k), lambda o,k=k: ex.set(**{k: o}))
+    on(self.region, lambda o: None)
+    on(self.blend, lambda o: ex.blend(self.region.value, o))
+    for how,w in self.edits.items(): w.on_click(lambda _,how=how: self.do(ex.edit, self.region.value, how))
+    self.texture.on_click(lambda _: self.do(ex.resample, self.region.value))
+    self.undo.on_click(lambda _: self.do(ex.forget))
+    self.saver.on_click(lambda _: self.do(lambda: 'saved: '+', '.join(map(str, ex.save(self.folder)))))
+    self.do(lambda: None)
+    return self
+
 def explore(
     model='flowers', # Trained model or learner, or a model's name: of a run's folder, a packaged model, ...
     images=None, # Folder, picture, list of pictures, batch, or `DataLoaders`; None: the learner's, or two examples
@@ -476,4 +458,4 @@ def explore(
     seed:int=0 # Seed of the textures
 )->ExplorerPanel: # To be displayed
     "A panel to look at what a model says about pictures, and to ask it otherwise"
-    return ExplorerPanel(Explorer(model, images, side, device, seed), folder)
+    return ExplorerPanel(Explorer(model, images, side, device, seed), folder).wire()
