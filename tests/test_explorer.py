@@ -1,5 +1,5 @@
 "The panels of `explore` and `watch` in a real browser: pages that Voila serves, used by hand, without a network"
-import importlib.util, io, json, os, shutil, signal, socket, subprocess, sys, time, urllib.request
+import importlib.util, io, json, os, shutil, signal, socket, subprocess, sys, time
 from contextlib import contextmanager
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
@@ -99,7 +99,15 @@ def pixels(driver, view):
 def differ(a, b): return a.shape != b.shape or (abs(a-b).max(-1) > 30).mean() > .005
 
 FILE_INPUT = """const click = HTMLInputElement.prototype.click;
-HTMLInputElement.prototype.click = function() { if (this.type == 'file') document.body.append(this); else click.call(this) }""" # instead of a dialog, which nobody answers
+HTMLInputElement.prototype.click = function() { if (this.type == 'file') document.body.append(this); else click.call(this) }"""
+
+def upload(driver, file):
+    "Press the button by key, and choose a file; there is no dialog, since nobody would answer it"
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+    driver.execute_script(FILE_INPUT)
+    find(driver, '.redo-upload').send_keys(Keys.ENTER)
+    until('the file input', lambda: driver.find_elements(By.CSS_SELECTOR, 'input[type=file]'))[-1].send_keys(str(file))
 
 def text(driver, css):
     e = find(driver, css)
@@ -107,7 +115,6 @@ def text(driver, css):
 
 def test_upload_and_threshold(tmp_path):
     "A photograph is uploaded, the slider moved by keys: the masks that are seen change, the photograph does not"
-    from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
     from redo.use.segment import example_picture
     flower = example_picture('flower')[0]
@@ -116,9 +123,7 @@ def test_upload_and_threshold(tmp_path):
         until('the panel', lambda: pixels(d, 'overlay') is not None, 150)
         assert 'china.jpg' in text(d, '.redo-message')
         first = pixels(d, 'picture')
-        d.execute_script(FILE_INPUT)
-        find(d, '.redo-upload').send_keys(Keys.ENTER)
-        d.find_element(By.CSS_SELECTOR, 'input[type=file]').send_keys(str(flower))
+        upload(d, flower)
         until('the upload', lambda: 'flower.jpg, 640 x 427' in text(d, '.redo-message'))
         until('its picture', lambda: differ(pixels(d, 'picture'), first))
         views = ('picture','soft','mask','overlay','cutout')
@@ -130,3 +135,37 @@ def test_upload_and_threshold(tmp_path):
         time.sleep(1) # for what came last
         now = {k: pixels(d, k) for k in views}
         assert [k for k in views if differ(now[k], was[k])] == ['soft','mask','overlay','cutout']
+        (tmp_path/'notes.txt').write_text('milk, bread')
+        upload(d, tmp_path/'notes.txt')
+        until('the complaint', lambda: "'notes.txt' is no picture that can be read" in text(d, '.redo-message'))
+        assert not differ(pixels(d, 'mask'), now['mask'])
+
+def test_watch(tmp_path):
+    "A run that is written to while its page is open: the line, the curves and the preview that are seen follow; the button stops that"
+    from selenium.webdriver.common.keys import Keys
+    run = tmp_path/'run'
+    with page(tmp_path, f"from redo.study.live import watch\nwatch({str(run)!r}, every=.3)") as d:
+        until('the panel', lambda: 'nothing yet' in text(d, '.redo-line'), 150)
+        write_run(run, 30, 'red')
+        until('the first validation', lambda: 'step 30 of 90, iou_set 0.300' in text(d, '.redo-line'))
+        until('its preview', lambda: (p := pixels(d, 'preview')) is not None and p[20,20].tolist() == [255,0,0])
+        first = until('its curves', lambda: pixels(d, 'curves') is not None) and pixels(d, 'curves')
+        write_run(run, 60, 'blue')
+        until('the next preview', lambda: pixels(d, 'preview')[20,20].tolist() == [0,0,255])
+        until('other curves', lambda: differ(pixels(d, 'curves'), first))
+        find(d, '.redo-stop').send_keys(Keys.ENTER)
+        until('the stop', lambda: text(d, '.redo-stop') == 'Go on')
+        (run/'summary.json').write_text(json.dumps(dict(status='finished', steps=90)))
+        time.sleep(1)
+        assert 'step 60' in text(d, '.redo-line')
+        find(d, '.redo-stop').send_keys(Keys.ENTER)
+        until('the end', lambda: 'finished: 90 steps' in text(d, '.redo-line'))
+
+def write_run(folder, step, color):
+    "What a run of 90 steps has written after its validation at `step`"
+    (folder/'previews').mkdir(parents=True, exist_ok=True)
+    (folder/'run.json').write_text(json.dumps(dict(recipe=dict(train=dict(steps=90)))))
+    Image.new('RGB', (64,64), color).save(folder/'previews'/f'preview_{step:06d}.png')
+    for name,df in dict(losses=pd.DataFrame(dict(step=range(step), gen_loss=1.)), history=pd.DataFrame(dict(step=range(30, step+1, 30), iou_set=.3))).items():
+        df.to_csv(folder/f'.{name}', index=False)
+        os.replace(folder/f'.{name}', folder/f'{name}.csv')

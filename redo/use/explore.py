@@ -286,7 +286,8 @@ def redrawn(self:Explorer)->Image.Image:
     x,masks = self._square()
     k,on = masks.shape[1],[o for o in self.textures if o < masks.shape[1]]
     if not on: return to_picture(to_uint8(x)[0])
-    if k != self.model.n_regions: raise RedoError(f"'{self.method}' gives {k} regions, and the model paints {self.model.n_regions}: use its own masks")
+    n = self.model.n_regions
+    if k != n: raise RedoError(f"'{self.method}' gives {k} regions, and the model paints {n}: use its own masks")
     z = torch.stack([_arc(*self.textures[o]) if o in on else torch.zeros(self.model.nz) for o in range(k)])
     with evaluating(self.model): fakes = self.model.redraw(x, z[None].to(x), masks)[1][0]
     return to_picture(to_uint8(x[0] + (fakes[on]-x).sum(0)))
