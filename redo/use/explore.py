@@ -93,7 +93,7 @@ class Explorer:
     def __init__(self,
         model='flowers', # Trained model or learner, or a model's name as `load_model` takes it
         images=None, # Folder, picture, list of pictures, batch, or `DataLoaders`; None: the learner's, or two examples
-        side:int=192, # Longest side at which pictures are worked on
+        side:int=176, # Longest side at which pictures are worked on
         device=None, # Device of a model that is given by its name
         seed:int=0 # Seed of the textures
     ):
@@ -220,9 +220,8 @@ def check_region(self:Explorer,
 # %% ../../nbs/68_use.explore.ipynb #1e546fb0
 def _on_checks(img):
     "A picture with transparent parts on a chequered ground"
-    h,w = img.height,img.width
-    y,x = np.ogrid[:h,:w]
-    ground = Image.fromarray(np.where((y//8+x//8)%2, 255, 225).astype(np.uint8)).convert('RGBA')
+    n,(y,x) = max(1, min(img.size)//16),np.ogrid[:img.height,:img.width]
+    ground = Image.fromarray(np.where((y//n+x//n)%2, 255, 225).astype(np.uint8)).convert('RGBA')
     return Image.alpha_composite(ground, img).convert('RGB')
 
 @patch
@@ -454,7 +453,7 @@ def explore(
     model='flowers', # Trained model or learner, or a model's name: of a run's folder, a packaged model, ...
     images=None, # Folder, picture, list of pictures, batch, or `DataLoaders`; None: the learner's, or two examples
     folder='explored', # Where to save
-    side:int=192, # Longest side at which pictures are worked on and shown
+    side:int=176, # Longest side at which pictures are worked on and shown
     device=None, # Device of a model that is given by its name
     seed:int=0 # Seed of the textures
 )->ExplorerPanel: # To be displayed
