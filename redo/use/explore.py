@@ -21,6 +21,7 @@ from ..data.folders import picture_files
 from ..data.images import fit_image
 from ..data.loaders import to_picture
 from ..draw import color_labels, to_uint8
+from ..models.redo import ReDO
 from .cut import *
 from .refine import REFINE
 from .segment import example_picture, writable_folder, _read, _save
@@ -102,7 +103,7 @@ class Explorer:
         self.methods,self.pictures,self.side = _methods(self.model),_pictures(images),side
         self.rng = torch.Generator().manual_seed(check_seed(seed))
         self.method,self.refine,self.threshold = next(iter(self.methods)),'none',.5
-        self.kept,self.last,self.textures = {},None,{}
+        self.kept,self.last,self.textures,self.paint = {},None,{},{}
         self.choose(next(iter(self.pictures)))
 
 # %% ../../nbs/68_use.explore.ipynb #82a94b44
@@ -283,13 +284,24 @@ def _square(self:Explorer):
 def redrawn(self:Explorer)->Image.Image:
     "The middle of the picture with new textures"
     x,masks = self._square()
-    k,on = masks.shape[1],[o for o in self.textures if o < masks.shape[1]]
-    if not on: return to_picture(to_uint8(x)[0])
-    n = self.model.n_regions
-    if k != n: raise RedoError(f"'{self.method}' gives {k} regions, and the model paints {n}: use its own masks")
-    z = torch.stack([_arc(*self.textures[o]) if o in on else torch.zeros(self.model.nz) for o in range(k)])
-    with evaluating(self.model): fakes = self.model.redraw(x, z[None].to(x), masks)[1][0]
-    return to_picture(to_uint8(x[0] + (fakes[on]-x).sum(0)))
+    n,k = self.model.n_regions,masks.shape[1]
+    on = [o for o in self.textures if o < k]
+    if on and k != n: raise RedoError(f"'{self.method}' gives {k} regions, and the model paints {n}: use its own masks")
+    with evaluating(self.model): return to_picture(to_uint8(x[0] + sum(self._painted(o, x, masks) for o in on)))
+
+@patch
+def _painted(self:Explorer, k, x, masks):
+    "What a new texture of a region adds to the picture (3,s,s); kept while its latent and the masks are the same"
+    model,z = self.model,torch.zeros(1, masks.shape[1], self.model.nz).to(x)
+    z[0,k] = _arc(*self.textures[k])
+    was = self.paint.get(k)
+    if was is None or not all(map(torch.equal, was, (x,masks,z))):
+        if getattr(type(model), 'textures', None) is ReDO.textures: # one generator is enough
+            m = model.as_cut(masks) if hasattr(model, 'as_cut') else masks
+            new = m[0,k]*(model.region[k](z[:,k], m[:,k:k+1])[0]-x[0])
+        else: new = model.redraw(x, z, masks)[1][0,k]-x[0]
+        self.paint[k] = was = x,masks,z,new
+    return was[3]
 
 # %% ../../nbs/68_use.explore.ipynb #aa87337d
 @patch
