@@ -44,6 +44,7 @@ from .use.features import *
 from .use.formats import *
 from .use.methods import METHODS, compare, method_model, segment
 from .use.pseudo import mask_iou, object_masks, pseudo_labels, refined_objects
+from .use.explore import *
 from .study.results import load_results, results_table, to_markdown, withdraw_result
 from .study.run import train_run, score_split
 from .study.grid import Grid, list_grids, load_grid
@@ -51,6 +52,7 @@ from .study.compare import failure_table, load_curves, paired_table, plot_curves
 from .study.engine import run_experiment
 from .study.again import run_again
 from .study.bench import benchmark
+from .study.live import watch
 from .study.teach import teach_run
 
 # %% ../nbs/90_all.ipynb #8410536b
