@@ -10,6 +10,7 @@ __all__ = ['Explorer', 'ExplorerPanel', 'explore']
 # %% ../../nbs/68_use.explore.ipynb #4d2b46a2
 import html, io, itertools, json, re, time, torch, torch.nn.functional as F
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 import ipywidgets as W, numpy as np
 from PIL import Image
@@ -25,17 +26,17 @@ from ..models.redo import ReDO
 from .cut import *
 from .refine import REFINE
 from .segment import example_picture, writable_folder, _read, _save
-from .pseudo import teacher_masks
+from .methods import METHODS, method_model
 
 # %% ../../nbs/68_use.explore.ipynb #e2a18cc9
-def _by_teacher(img, teacher):
-    "What a method without training says about a picture"
-    p = teacher_masks(torch.from_numpy(np.array(img)).permute(2,0,1)[None], teacher)[0]
-    return Segmentation(img, torch.stack([1-p, p]), [0,1])
+def _by_method(name, model):
+    "A function from a picture to a `Segmentation`; what it needs is made when it is first called"
+    make = cache(partial(method_model, name, model))
+    return lambda img: segment_image(make(), img)
 
 def _methods(model):
     "Name -> function from a picture to a `Segmentation`"
-    return dict(model=lambda img: segment_image(model, img), grabcut=lambda img: _by_teacher(img, 'grabcut'))
+    return dict(model=partial(segment_image, model)) | {o: _by_method(o, model if o == 'auto' else None) for o in METHODS if o != 'trained'}
 
 # %% ../../nbs/68_use.explore.ipynb #0a99f8f5
 def _named(items, name):
