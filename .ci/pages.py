@@ -97,9 +97,7 @@ class Renderer(IPythonRenderer):
 
 class Exporter(HTMLExporter):
     "Cells as HTML without a head, Markdown by `Renderer`"
-    def __init__(self, page):
-        self.page = page
-        super().__init__(template_name='basic', exclude_input_prompt=True, exclude_output_prompt=True)
+    def __init__(self): super().__init__(template_name='basic', exclude_input_prompt=True, exclude_output_prompt=True)
     def markdown2html(self, source):
         return MarkdownWithMath(renderer=Renderer(self.page)).render(re.sub(r'(\]\([^)\s]*\))\{[^}\n]*\}', r'\1', source))
     def default_filters(self):
@@ -132,10 +130,10 @@ class Page:
             to.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(src, to)
         return url
-    def render(self):
-        nb = filtered(self.fn)
+    def render(self, exporter):
+        nb,exporter.page = filtered(self.fn),self
         nb.cells = [c for c in nb.cells if c.cell_type != 'raw'] # the front matter
-        self.body = Exporter(self).from_notebook_node(nb)[0]
+        self.body = exporter.from_notebook_node(nb)[0]
     def settle(self, names):
         "Links to symbols that have no entry of their own, such as private ones, lead to the page"
         for url,(path,name) in self.symbols.items():
@@ -173,13 +171,13 @@ def site(folder):
     "Every notebook as an HTML page below `folder`, in the order of the sidebar"
     cfg,out = get_config(root),Path(folder)
     if bad := sidebar_faults(): raise SystemExit('\n'.join(bad))
-    bar,bad = sidebar(),[]
+    bar,bad,exporter = sidebar(),[],Exporter()
     every = [Page(f, out, cfg) for _,fns in bar for f in fns]
     out.mkdir(parents=True, exist_ok=True)
     css = [(o/n).read_text(encoding='utf-8') for o,n in ((root/'.ci','site.css'), (cfg.nbs_path,'styles.css'))]
     (out/'site.css').write_text('\n'.join([*css, HtmlFormatter().get_style_defs('.highlight')]), encoding='utf-8')
     for o in every:
-        try: o.render()
+        try: o.render(exporter)
         except Exception as e: bad.append(f'{o.fn.name}, in a cell that nbdev runs for the page since it exports or imports: {e}')
     if bad: raise SystemExit('\n'.join(bad))
     names = {o.path: {*o.names} for o in every}
