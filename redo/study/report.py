@@ -260,8 +260,8 @@ def _pictures(run, files, **size):
 _CSS = """
 :root { color-scheme: light dark; --ink: #1b1f24; --soft: #5b636e; --line: #d8dde3; --page: #fff; --card: #f5f7f9; --link: #0b62c4;
   --good: #17753b; --bad: #b3261e; --open: #8a5a00 }
-@media (prefers-color-scheme: dark) { :root { --ink: #e4e7eb; --soft: #9aa3ae; --line: #363c44; --page: #16191d; --card: #1f2329; --link: #79b8ff;
-  --good: #62c584; --bad: #ff8a80; --open: #e3b341 } }
+@media (prefers-color-scheme: dark) { :root { --ink: #e4e7eb; --soft: #9aa3ae; --line: #363c44; --page: #16191d; --card: #1f2329;
+  --link: #79b8ff; --good: #62c584; --bad: #ff8a80; --open: #e3b341 } }
 * { box-sizing: border-box }
 body { margin: 0 auto; max-width: 74rem; padding: 1.2rem clamp(.8rem, 3vw, 2rem) 3rem; font: 15px/1.5 system-ui, sans-serif;
   color: var(--ink); background: var(--page); overflow-wrap: anywhere }
@@ -377,9 +377,10 @@ def _facts(run):
         'minutes': f"{s['seconds']/60:.1f}" if _is_number(s.get('seconds')) else None, 'id': s.get('id') or run.told.get('id'),
         'begun': _plain(at.get('date') or '').replace('T', ' '), 'code': at.get('commit')}
     simd,bf16 = at.get('simd'),at.get('has_bf16')
-    how = [simd, None if bf16 is None else f"{'native' if bf16 else 'no native'} bfloat16"]
-    what = [at.get('device'), at.get('accelerator'), at.get('processor'), *how, *(f"{k}: {_plain(at[k])}" for k in ('threads','processes') if k in at)]
-    rows |= {'machine': ', '.join(_plain(o) for o in what if o), 'versions': ', '.join(f'{k} {v}' for k,v in _dict(at.get('versions')).items())}
+    what = [at.get('device'), at.get('accelerator'), at.get('processor'), simd, None if bf16 is None else 'native bfloat16: '+_plain(bf16)]
+    what += [f"{k}: {_plain(at[k])}" for k in ('threads','processes') if k in at]
+    rows['machine'] = ', '.join(_plain(o) for o in what if o)
+    rows['versions'] = ', '.join(f'{k} {v}' for k,v in _dict(at.get('versions')).items())
     again = s.get('resumed') or run.told.get('resumed') or []
     rows['taken up again'] = ', '.join(_plain(_dict(o).get('date')) for o in again) if isinstance(again, list) else None
     facts = dict(title='The run', rows=[[k, _plain(v)] for k,v in rows.items() if v not in (None, '', [])])
@@ -459,7 +460,8 @@ def _together(runs, grid):
         for o,h in last.items():
             label = ': '.join(_setting(o)[0 if several else 1:]) if grid else o.name
             lines.setdefault(label, []).extend([c] if (c := _curve(h, k, 60)) else [])
-        if any(lines.values()): panels.append(curve_panel(f'{k}, validation' if k in names else k, lines, top=None if k in losses else 1.02))
+        title,top = (f'{k}, validation',1.02) if k in names else (k,None)
+        if any(lines.values()): panels.append(curve_panel(title, lines, top=top))
     return dict(title='Curves', panels=panels, more='Thick: the mean of the seeds.' if grid else '') if panels else None
 
 # %% ../../nbs/78_study.report.ipynb #9763dc0f
@@ -474,7 +476,8 @@ def _means(runs):
     if not len(df): return None
     cols = [f'{k}, {n}' for n in ('valid','test') for k in _MAIN]
     df = results_table(df, ['data','run'], (*cols,'minutes')).reset_index()
-    return dict(title='Settings: mean ± standard deviation', head=list(df), rows=[[_cell(v) for v in r] for r in df.itertuples(False, None)])
+    rows = [[_cell(v) for v in r] for r in df.itertuples(False, None)]
+    return dict(title='Settings: mean ± standard deviation', head=list(df), rows=rows)
 
 # %% ../../nbs/78_study.report.ipynb #8d686d20
 def _differences(runs, most=12):
