@@ -263,6 +263,16 @@ def _keep_run(run, results, curves, masks, have):
     strip = Path(masks)/f"{file_name(run.args['notes']['data'])}-{file_name(run.name)}-{run.seed}.png"
     if rows.exists() and not strip.exists(): mask_strip(rows, strip)
 
+# %% ../../nbs/74_study.engine.ipynb #d4a1f002
+@contextmanager
+def _reported(folder, runs):
+    "At the end a page about a grid, if a run of it has ended meanwhile"
+    def done(): return [o.state == 'finished' for o in runs]
+    there = os.path.exists(folder/'report.html') and all(done())
+    try: yield
+    finally:
+        if not there and any(done()): leave_report(folder)
+
 # %% ../../nbs/74_study.engine.ipynb #b7cd00e3
 def run_experiment(
     grid, # A `Grid`, the name of one in the package, or the path of a .yml file
@@ -285,9 +295,9 @@ def run_experiment(
     _check_jobs(jobs, devices, scheduler)
     if dry_run: return grid.table(runs)
     file,curves,masks = results/f'{name}.jsonl',results/f'{name}-curves.jsonl',results/f'{name}-masks'
-    have = append_result(file), append_result(curves), kept_ids(file, curves)
-    there = (Path(folder)/name/'report.html').exists() and all(o.state == 'finished' for o in runs)
-    try: _run_all(runs, Path(folder)/name, lambda o: _keep_run(o, file, curves, masks, have[-1]), jobs, devices, scheduler, progress)
-    finally:
-        if not there and any(o.state == 'finished' for o in runs): leave_report(Path(folder)/name)
-    return load_results(file).pipe(lambda d: d[d.id.isin([read_json(o.out/'summary.json')['id'] for o in runs])]).reset_index(drop=True)
+    append_result(file), append_result(curves)
+    have = kept_ids(file, curves)
+    with _reported(Path(folder)/name, runs):
+        _run_all(runs, Path(folder)/name, lambda o: _keep_run(o, file, curves, masks, have), jobs, devices, scheduler, progress)
+    df,ids = load_results(file),{read_json(o.out/'summary.json')['id'] for o in runs}
+    return df[df.id.isin(ids)].reset_index(drop=True)

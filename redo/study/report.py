@@ -49,7 +49,8 @@ def _plain(
 )->str:
     "A value as a page shows it"
     if v is None or isinstance(v, bool): return {None: 'none', True: 'yes', False: 'no'}[v]
-    text = v if isinstance(v, str) else brief(v) if isinstance(v, dict) else ', '.join(map(brief, v)) if isinstance(v, list) else str(v)
+    if isinstance(v, list): v = ', '.join(map(brief, v))
+    text = v if isinstance(v, str) else brief(v) if isinstance(v, dict) else str(v)
     return text if len(text) <= most else text[:most]+' ...'
 
 # %% ../../nbs/78_study.report.ipynb #eadf81cf
@@ -195,7 +196,8 @@ def curve_panel(
             if len(seeds) > 1:
                 for o in seeds: ax.plot(*o, color=color, lw=.8, alpha=.6)
             mean = mean_curve(seeds) if len(seeds) > 1 else seeds[0]
-            ax.plot(*mean, style, color=color, lw=max(1.2, 2.4-.4*i), label=_label(label), marker='.' if len(mean[0]) < 25 and len(seeds) == 1 else None)
+            dots = '.' if len(mean[0]) < 25 and len(seeds) == 1 else None
+            ax.plot(*mean, style, color=color, lw=max(1.2, 2.4-.4*i), label=_label(label), marker=dots)
             seen += [o[1] for o in seeds]
         for o in again: ax.axvline(o, color='r', lw=1)
         low,high = np.percentile(np.concatenate(seen), [0,99.5])
@@ -258,8 +260,8 @@ def _pictures(run, files, **size):
 _CSS = """
 :root { color-scheme: light dark; --ink: #1b1f24; --soft: #5b636e; --line: #d8dde3; --page: #fff; --card: #f5f7f9; --link: #0b62c4;
   --good: #17753b; --bad: #b3261e; --open: #8a5a00 }
-@media (prefers-color-scheme: dark) { :root { --ink: #e4e7eb; --soft: #9aa3ae; --line: #363c44; --page: #16191d; --card: #1f2329; --link: #79b8ff;
-  --good: #62c584; --bad: #ff8a80; --open: #e3b341 } }
+@media (prefers-color-scheme: dark) { :root { --ink: #e4e7eb; --soft: #9aa3ae; --line: #363c44; --page: #16191d; --card: #1f2329;
+  --link: #79b8ff; --good: #62c584; --bad: #ff8a80; --open: #e3b341 } }
 * { box-sizing: border-box }
 body { margin: 0 auto; max-width: 74rem; padding: 1.2rem clamp(.8rem, 3vw, 2rem) 3rem; font: 15px/1.5 system-ui, sans-serif;
   color: var(--ink); background: var(--page); overflow-wrap: anywhere }
@@ -281,7 +283,6 @@ pre { background: var(--card); padding: .6rem .8rem; white-space: pre-wrap; bord
 details { margin: 2rem 0 } summary { cursor: pointer; font-weight: 600; font-size: 1.1rem }
 """
 
-# %% ../../nbs/78_study.report.ipynb #81e6d596
 _SCRIPT = """
 for (const strip of document.querySelectorAll('.strip')) {
   const all = [...strip.querySelectorAll('figure')]
@@ -368,15 +369,18 @@ def _facts(run):
     "Sections of what a run is, where it was made and how it can be made again"
     s,o,at = run.summary,run_options(run),run_origin(run)
     losses = run.last.losses
-    rows = {'data': o.get('spec'), 'model': run.last.summary.get('model') or o.get('model'), 'recipe': s.get('recipe_name') or o.get('recipe.name'),
-        'teacher': s.get('teacher_why') or o.get('teacher'), 'size': o.get('size'), 'regions': o.get('n_regions'), 'seed': o.get('seed'),
-        'steps': s.get('steps') or (int(losses.step.iloc[-1])+1 if len(losses) else None), 'training pictures': s.get('pictures') or s.get('n_images'),
-        'minutes': round(s['seconds']/60, 2) if _is_number(s.get('seconds')) else None, 'id': s.get('id') or run.told.get('id'),
+    rows = {'data': o.get('spec'), 'model': run.last.summary.get('model') or o.get('model'),
+        'recipe': s.get('recipe_name') or o.get('recipe.name'), 'teacher': s.get('teacher_why') or o.get('teacher'),
+        'size': o.get('size'), 'regions': o.get('n_regions'), 'seed': o.get('seed'),
+        'steps': s.get('steps') or (int(losses.step.iloc[-1])+1 if len(losses) else None),
+        'training pictures': s.get('pictures') or s.get('n_images'),
+        'minutes': f"{s['seconds']/60:.1f}" if _is_number(s.get('seconds')) else None, 'id': s.get('id') or run.told.get('id'),
         'begun': _plain(at.get('date') or '').replace('T', ' '), 'code': at.get('commit')}
     simd,bf16 = at.get('simd'),at.get('has_bf16')
-    how = [simd, None if bf16 is None else f"{'native' if bf16 else 'no native'} bfloat16"]
-    what = [at.get('device'), at.get('accelerator'), at.get('processor'), *how, *(f"{k}: {_plain(at[k])}" for k in ('threads','processes') if k in at)]
-    rows |= {'machine': ', '.join(_plain(o) for o in what if o), 'versions': ', '.join(f'{k} {v}' for k,v in _dict(at.get('versions')).items())}
+    what = [at.get('device'), at.get('accelerator'), at.get('processor'), simd, None if bf16 is None else 'native bfloat16: '+_plain(bf16)]
+    what += [f"{k}: {_plain(at[k])}" for k in ('threads','processes') if k in at]
+    rows['machine'] = ', '.join(_plain(o) for o in what if o)
+    rows['versions'] = ', '.join(f'{k} {v}' for k,v in _dict(at.get('versions')).items())
     again = s.get('resumed') or run.told.get('resumed') or []
     rows['taken up again'] = ', '.join(_plain(_dict(o).get('date')) for o in again) if isinstance(again, list) else None
     facts = dict(title='The run', rows=[[k, _plain(v)] for k,v in rows.items() if v not in (None, '', [])])
@@ -421,7 +425,8 @@ def _run_page(run, at):
     "The page of one run or teaching"
     pictures = _pictures(run, preview_files(run))
     strip = dict(title='Pictures over time', pictures=pictures, style='strip', more=_ROWS) if pictures else None
-    own = [_scores(run_table(run)), _curves(run), strip, _runs(run.rounds, at, 'Rounds') if run.rounds else None, *_events(run), *_facts(run)]
+    rounds = _runs(run.rounds, at, 'Rounds') if run.rounds else None
+    own = [_scores(run_table(run)), _curves(run), strip, rounds, *_events(run), *_facts(run)]
     options = [[k, _plain(v)] for k,v in run_options(run).items()]
     if options: own.append(dict(title=f'Configuration: {len(options)} options', rows=options, fold=True))
     what = ', '.join(_plain(o, 200) for o in (run_options(run).get('spec'), run.last.summary.get('model')) if o)
@@ -455,7 +460,8 @@ def _together(runs, grid):
         for o,h in last.items():
             label = ': '.join(_setting(o)[0 if several else 1:]) if grid else o.name
             lines.setdefault(label, []).extend([c] if (c := _curve(h, k, 60)) else [])
-        if any(lines.values()): panels.append(curve_panel(f'{k}, validation' if k in names else k, lines, top=None if k in losses else 1.02))
+        title,top = (f'{k}, validation',1.02) if k in names else (k,None)
+        if any(lines.values()): panels.append(curve_panel(title, lines, top=top))
     return dict(title='Curves', panels=panels, more='Thick: the mean of the seeds.' if grid else '') if panels else None
 
 # %% ../../nbs/78_study.report.ipynb #9763dc0f
@@ -470,7 +476,8 @@ def _means(runs):
     if not len(df): return None
     cols = [f'{k}, {n}' for n in ('valid','test') for k in _MAIN]
     df = results_table(df, ['data','run'], (*cols,'minutes')).reset_index()
-    return dict(title='Settings: mean ± standard deviation', head=list(df), rows=[[_cell(v) for v in r] for r in df.itertuples(False, None)])
+    rows = [[_cell(v) for v in r] for r in df.itertuples(False, None)]
+    return dict(title='Settings: mean ± standard deviation', head=list(df), rows=rows)
 
 # %% ../../nbs/78_study.report.ipynb #8d686d20
 def _differences(runs, most=12):
@@ -478,14 +485,16 @@ def _differences(runs, most=12):
     if not 1 < len(runs) <= most: return [None]
     def section(title, rows):
         df = differing(rows)
-        return dict(title=title, head=['',*df], rows=[[str(k), *v] for k,*v in df.itertuples(name=None)], fold=len(df) > 20) if len(df) else None
+        if not len(df): return None
+        return dict(title=title, head=['',*df], rows=[[str(k), *v] for k,*v in df.itertuples(name=None)], fold=len(df) > 20)
     drop = ('date','command')
     at = {o.name: {k: v for k,v in _dotted(run_origin(o)).items() if k not in drop} for o in runs}
     return [section('Options that differ', {o.name: run_options(o) for o in runs}), section('Code and machines that differ', at)]
 
 def _many_page(runs, at, title, grid):
     "The page of several runs"
-    pictures = [p for o in runs[:12] for c,f in preview_files(o, 2)[-1:] for p in _pictures(o, [(f'{o.name}, {c}', f)], width=420)]
+    last = [(o, *preview_files(o, 2)[-1:]) for o in runs[:12]]
+    pictures = [p for o,*files in last for c,f in files for p in _pictures(o, [(f'{o.name}, {c}', f)], width=420)]
     side = dict(title='Last pictures', pictures=pictures, style='side') if pictures else None
     tables = {f'{o.name}: {k}': v for o in runs for k,v in run_table(o).items() if not re.search(', .+ masks', k)}
     df = pd.DataFrame(tables)

@@ -291,7 +291,9 @@ def leave_report(
     "Write the `report.html` of a folder; where that fails, a warning says why"
     if not is_main(): return
     try: importlib.import_module('redo.study.report').write_report(folder)
-    except Exception as e: warnings.warn(f"{folder} has no report ({type(e).__name__}: {' '.join(str(e).split())}): write it with redo-report")
+    except Exception as e:
+        why = f"{type(e).__name__}: {' '.join(str(e).split())}"
+        warnings.warn(f'{folder} has no report ({why}): write it with redo-report')
 
 # %% ../../nbs/71_study.run.ipynb #d686ec1e
 def end_run(
