@@ -81,6 +81,15 @@ def _check_needs(net, dl):
     what = '' if lost[0] == 'reals' else f', inputs=dict({lost[0]}=...)'
     raise RedoError(f"model '{net.model_name}' needs '{lost[0]}' in every batch: make the loaders with needs={net.needs!r}{what}")
 
+def _check_batch(dl, x, y):
+    "A `RedoError` for pictures that are not in [-1,1], and for truth that is no mask"
+    lo,hi,tfms = x.min().item(),x.max().item(),{type(o).__name__ for o in getattr(getattr(dl, 'after_batch', None), 'fs', ())}
+    if min(lo, -hi) < -1.1 or lo >= 0 and 'IntToFloatTensor' in tfms and not tfms & {'NetRange','Normalize'}:
+        way = 'put NetRange() last of the batch transforms, in place of Normalize'
+        raise RedoError(f'the pictures go from {lo:.1f} to {hi:.1f}, those of the networks from -1 to 1: {way}')
+    if y and isinstance(y[0], Tensor) and y[0].ndim == 1:
+        raise RedoError('the loaders give a label for each picture, and scores need a mask: leave labels out, as in blocks=ImageBlock')
+
 # %% ../../nbs/54_train.learner.ipynb #71eb84a0
 def _check_batch(x, y, dl):
     "A `RedoError` where the pictures of a foreign loader are not in [-1,1], or its masks are bytes instead of labels"
@@ -112,7 +121,7 @@ def redo_learner(
     r,source = get_recipe(recipe, model, **changes),getattr(dls, 'source', None)
     k = ifnone(n_regions, getattr(source, 'n_regions', None) or 2)
     x,*y = dls.valid.one_batch()
-    _check_batch(x, y, dls.valid)
+    _check_batch(dls.valid, x, y)
     h,w = x.shape[-2:]
     net = recipe_model(h if h == w else (h,w), k, r, seed).to(x.device)
     _check_needs(net, dls.train)
