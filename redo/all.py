@@ -36,6 +36,8 @@ from .train.watch import *
 from .train.resume import *
 from .train.recipes import *
 from .train.learner import *
+
+# %% ../nbs/90_all.ipynb #90a00001
 from .use.cut import *
 from .use.segment import *
 from .use.refine import *

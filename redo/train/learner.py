@@ -81,27 +81,20 @@ def _check_needs(net, dl):
     what = '' if lost[0] == 'reals' else f', inputs=dict({lost[0]}=...)'
     raise RedoError(f"model '{net.model_name}' needs '{lost[0]}' in every batch: make the loaders with needs={net.needs!r}{what}")
 
-def _check_batch(dl, x, y):
-    "A `RedoError` for pictures that are not in [-1,1], and for truth that is no mask"
-    lo,hi,tfms = x.min().item(),x.max().item(),{type(o).__name__ for o in getattr(getattr(dl, 'after_batch', None), 'fs', ())}
-    if min(lo, -hi) < -1.1 or lo >= 0 and 'IntToFloatTensor' in tfms and not tfms & {'NetRange','Normalize'}:
-        way = 'put NetRange() last of the batch transforms, in place of Normalize'
-        raise RedoError(f'the pictures go from {lo:.1f} to {hi:.1f}, those of the networks from -1 to 1: {way}')
-    if y and isinstance(y[0], Tensor) and y[0].ndim == 1:
-        raise RedoError('the loaders give a label for each picture, and scores need a mask: leave labels out, as in blocks=ImageBlock')
-
 # %% ../../nbs/54_train.learner.ipynb #71eb84a0
 def _check_batch(x, y, dl):
-    "A `RedoError` where the pictures of a foreign loader are not in [-1,1], or its masks are bytes instead of labels"
+    "A `RedoError` where the pictures of a foreign loader are not in [-1,1], or its truth is no mask of labels"
     if hasattr(dl, 'needs'): return
     x,lo,hi = as_tensor(x),*(o.item() for o in as_tensor(x).aminmax())
     ranged = any(isinstance(o, NetRange) for o in getattr(getattr(dl, 'after_batch', None), 'fs', ()))
     if not x.is_floating_point() or not (-1.05 <= lo and hi <= 1.05) or 0 <= lo < hi and not ranged:
-        raise RedoError(f'the pictures of the first batch go from {lo:.3g} to {hi:.3g} ({x.dtype}), where networks want -1 to 1: '
-            'use redo_datablock, or NetRange() as the last of batch_tfms, without Normalize')
+        raise RedoError(f'the pictures of the first batch go from {lo:.3g} to {hi:.3g} ({x.dtype}), those of the networks from -1 to 1: '
+            'put NetRange() last of the batch transforms, in place of Normalize, or use redo_datablock')
     if y and isinstance(y[0], Tensor) and y[0].unique().tolist() == [0,255]:
         raise RedoError('the masks of the first batch hold only 0 and 255, and 255 means unknown: '
             'write 1 for the object, or give batch_tfms=IntToFloatTensor(div_mask=255)')
+    if y and isinstance(y[0], Tensor) and y[0].ndim == 1:
+        raise RedoError('the loaders give a label for each picture, and scores need a mask: leave labels out, as in blocks=ImageBlock')
 
 # %% ../../nbs/54_train.learner.ipynb #e3b8f02c
 def redo_learner(
@@ -121,7 +114,7 @@ def redo_learner(
     r,source = get_recipe(recipe, model, **changes),getattr(dls, 'source', None)
     k = ifnone(n_regions, getattr(source, 'n_regions', None) or 2)
     x,*y = dls.valid.one_batch()
-    _check_batch(dls.valid, x, y)
+    _check_batch(x, y, dls.valid)
     h,w = x.shape[-2:]
     net = recipe_model(h if h == w else (h,w), k, r, seed).to(x.device)
     _check_needs(net, dls.train)
