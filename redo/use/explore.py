@@ -125,6 +125,7 @@ def forget(self:Explorer):
     "Forget changes by hand and textures"
     self.edits,self.textures = [],{}
 
+# %% ../../nbs/68_use.explore.ipynb #3877534d
 @patch
 def upload(self:Explorer,
     name:str, # Name of a file, of which its folders are left out
@@ -462,6 +463,7 @@ def wire(self:ExplorerPanel)->ExplorerPanel: # The same
     self.do(lambda: None)
     return self
 
+# %% ../../nbs/68_use.explore.ipynb #bc20352f
 def explore(
     model='flowers', # Trained model or learner, or a model's name: of a run's folder, a packaged model, ...
     images=None, # Folder, picture, list of pictures, batch, or `DataLoaders`; None: the learner's, or two examples
