@@ -55,6 +55,7 @@ from .study.engine import run_experiment
 from .study.again import run_again
 from .study.bench import benchmark
 from .study.live import watch
+from .study.report import write_report
 from .study.teach import teach_run
 
 # %% ../nbs/90_all.ipynb #8410536b

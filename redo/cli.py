@@ -163,9 +163,10 @@ def redo_segment(
     return res
 
 # %% ../nbs/81_cli.ipynb #32f4261f
-@command(['redo-redraw holiday/ --model redo-digits-1', 'redo-redraw photo.jpg --model redo-digits-1 --n-z 8 --rows 1 --out redrawn'])
+@command(['redo-redraw --example', 'redo-redraw holiday/ --model redo-digits-1', 'redo-redraw photo.jpg --model redo-digits-1 --n-z 8 --rows 1 --out redrawn'])
 def redo_redraw(
     *paths:str, # Pictures, and folders of them; their centre squares are redrawn
+    example:bool=False, # Redraw drawn digits, by the model of digits in the package unless --model names another
     model:str=None, # Folder of weights or of a run, a .pth file, or user/repository on the hub
     out:str='redrawn', # Folder of the grids
     n_z:int=5, # New textures of each region
@@ -176,11 +177,13 @@ def redo_redraw(
     progress:bool=True # Show no progress
 ):
     "Draw grids of pictures with each region redrawn: redraw_01.png and so on, or NAME.redraw.png."
-    _need(paths, model)
+    model = model or ('digits' if example else None)
+    _need(example or paths, model)
     check_there(paths, model)
-    from redo.use.segment import load_model, redraw_files
+    from redo.use.segment import example_digits, load_model, redraw_files
     if min(n_z, rows, scale) < 1: raise RedoError('--n-z, --rows and --scale are at least 1')
-    res = redraw_files(load_model(model, device, need=('mask','region')), paths, out, n_z, rows, scale, seed, progress)
+    with example_digits(rows if example else 0) as more:
+        res = redraw_files(load_model(model, device, need=('mask','region')), [*paths, *more], out, n_z, rows, scale, seed, progress)
     print(f"{len(res['files'])} grids in {out}")
     return res
 

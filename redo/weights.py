@@ -80,7 +80,9 @@ def load_networks(self:Decomposer,
     need_finite(state, source)
     with torch.no_grad():
         for k,v in state.items(): own[k].copy_(v)
-    self.lacks = lacks
+    means = [o for o in lacks if o.endswith('_ema') and o[:-4] not in lacks] # a running average that is not there begins anew
+    for o in means: getattr(self, o).load_state_dict(getattr(self, o[:-4]).state_dict())
+    self.lacks = [o for o in lacks if o not in means]
     return self
 
 # %% ../nbs/09_weights.ipynb #a5c108ac

@@ -151,7 +151,7 @@ def _numbered(i, *args): return i,_loky_work(*args)
 def _client(address):
     "A connection to the scheduler"
     try: from distributed import Client
-    except ImportError: raise RedoError("a scheduler needs distributed: pip install 'redo-segmentation[dask]'") from None
+    except ImportError: raise RedoError("a scheduler needs distributed: pip install '.[dask]'") from None
     try: return Client(address, timeout='10s', set_as_default=False)
     except (OSError, ValueError) as e:
         at = f'{brief(address)} ({type(e).__name__})'

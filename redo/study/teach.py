@@ -105,7 +105,12 @@ def _chosen_teacher(
     return res
 
 # %% ../../nbs/79_study.teach.ipynb #af91e7eb
-_CARD = """# {name}
+_CARD = """---
+library_name: redo
+pipeline_tag: image-segmentation
+tags: [unsupervised-segmentation, pytorch, student]
+---
+# {name}
 
 A mask network of `redo` that cuts the object out of a photograph: {count:,} weights in 16 bits, `MaskNet` at {net_size} pixels.
 `Decomposer.from_pretrained` loads it by its folder{packaged}; region 1 is the object.
