@@ -123,14 +123,15 @@ def _strips(paths, out, model, device, progress, whose):
 # %% ../nbs/81_cli.ipynb #6e1454b3
 @command(['redo-segment --example', 'redo-segment photo.jpg', 'redo-segment photo.jpg holiday/ --model redo-digits-1 --refine guided',
     'redo-segment photo.jpg --model user/repository --out cut --kinds cutout', 'redo-segment holiday/ --kinds mask,coco,labelstudio',
-    'redo-segment photo.jpg --model dataset_nets_state.pth --background 1', 'redo-segment photo.jpg --method grabcut', 'redo-segment photo.jpg --method all'])
+    'redo-segment photo.jpg --model dataset_nets_state.pth --background 1', 'redo-segment photo.jpg --method grabcut',
+    'redo-segment photo.jpg --method all'])
 def redo_segment(
     *paths:str, # Pictures, and folders of them
     example:bool=False, # Cut a photograph of a flower that is here already (it comes with scikit-learn) beside those that are named
     model:str=None, # Folder of weights or of a run, .pth file, or user/repository on the hub (default: flowers, from the package)
-    method:str=None, # How to cut: auto, trained, grabcut, iem, kmeans, or all, a strip of each picture to compare them (default: trained with --model, else auto)
+    method:str=None, # auto, trained, grabcut, iem, kmeans, or all: a strip to compare them (default: trained with --model, else auto)
     out:str='segmented', # Folder of the results
-    size:int=None, # Side at which to look: a larger multiple of 4 than a trained model's own; 16 to 1024 otherwise (default: the method's own)
+    size:int=None, # Side at which to look: a larger multiple of 4 than a trained model's own; else 16 to 1024 (default: its own)
     background:int=None, # Region that is background, 0 and up (default: as training noted, else what covers most of the border)
     refine:str=None, # Fit masks to the edges of the picture: guided, grabcut, both or none (default: grabcut for auto, else none)
     kinds:str='mask,overlay,cutout', # What to write, of mask, overlay, cutout, coco (run lengths and polygons), labelstudio
@@ -163,7 +164,8 @@ def redo_segment(
     return res
 
 # %% ../nbs/81_cli.ipynb #32f4261f
-@command(['redo-redraw --example', 'redo-redraw holiday/ --model redo-digits-1', 'redo-redraw photo.jpg --model redo-digits-1 --n-z 8 --rows 1 --out redrawn'])
+@command(['redo-redraw --example', 'redo-redraw holiday/ --model redo-digits-1',
+    'redo-redraw photo.jpg --model redo-digits-1 --n-z 8 --rows 1 --out redrawn'])
 def redo_redraw(
     *paths:str, # Pictures, and folders of them; their centre squares are redrawn
     example:bool=False, # Redraw drawn digits, by the model of digits in the package unless --model names another
@@ -208,7 +210,7 @@ def redo_evaluate(
     check_there(model=model, spec=data)
     from redo.study.run import score_split
     from redo.study.results import write_json
-    if size is not None and method == 'trained': raise RedoError('--size goes with methods that need no training: a trained model is scored at its own size')
+    if size is not None and method == 'trained': raise RedoError('--size is for methods without training: a trained model is scored at its own size')
     net,_ = _decomposer(['-'], method, model, size, device)
     if data is None and method != 'trained': raise RedoError(f'--method {method} was trained on nothing: name a data set with --data')
     scores = score_split(net, data, split, assignment_from, root, resize, bs, progress)

@@ -161,7 +161,8 @@ def _decide(
     "The teacher with the best value, the first of several"
     table = table.assign(rank=table.rank(ascending=False).mean(1, skipna=True)).round(4)
     if by == 'vote' and vote and table.plausible[vote]:
-        return TeacherChoice(vote, f'{vote}, the vote of those that agree best with other kinds, on {n} picture{"s"*(n != 1)} without labels', table)
+        why = f'{vote}, the vote of those that agree best with other kinds, on {n} picture{"s"*(n != 1)} without labels'
+        return TeacherChoice(vote, why, table)
     by = 'agree' if by == 'vote' else by
     order = table.sort_values(by, ascending=by == 'rank', kind='stable')
     (best,a),(other,b) = list(order[by].items())[:2] if len(order) > 1 else [*order[by].items()]*2
