@@ -55,7 +55,7 @@ def undisturbed(tmp_path_factory):
     return at
 
 @pytest.mark.skipif(not Path('/proc/self/task').exists(), reason='looks into /proc')
-@pytest.mark.parametrize('jobs', [1,2])
+@pytest.mark.parametrize('jobs', [pytest.param(1, marks=pytest.mark.skipif(os.environ.get('REDO_SLOW') != '1', reason='REDO_SLOW=1 runs it; the one with two jobs always runs')), 2])
 def test_terminated(tmp_path, undisturbed, monkeypatch, jobs):
     "A background job of a script, where Ctrl-C is ignored, ends on SIGTERM, and goes on to the same figures; meanwhile no other process runs the grid"
     from redo.core import RedoError

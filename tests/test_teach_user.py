@@ -27,7 +27,7 @@ def test_told_and_left(shell, tmp_path):
     assert (rc, err) == (0, '') and re.search(r'after 10 steps: .+ for the other 4 ', said), said
     assert Image.open('taught/masks.png').size and 'masks.png' in said
     card = Path('taught/weights/README.md').read_text()
-    assert card.startswith('# taught\n') and '`folder:my pictures`' in card and honest(card, tmp_path), card
+    assert card.startswith('---\nlibrary_name: redo\n') and '\n# taught\n' in card and '`folder:my pictures`' in card and honest(card, tmp_path), card
     assert shell(redo_segment, 'my pictures', '--model', 'taught', '--device', 'cpu', '--no-progress')[0] == 0
 
 def test_stopped_and_usable(shell, monkeypatch, tmp_path):
