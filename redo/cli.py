@@ -154,7 +154,9 @@ def redo_segment(
     if not paths and not example: raise RedoError('name pictures or folders of them; --example cuts a photograph that is here already')
     photo,whose = example_picture() if example else (None,None)
     paths = [*paths, photo] if example else paths
-    if method == 'all': return _strips(paths, out, model, device, progress, whose)
+    if method == 'all':
+        if size or background is not None: raise RedoError('--method all shows each method as it is: leave --size and --background out')
+        return _strips(paths, out, model, device, progress, whose)
     net,size = _decomposer(paths, method, model, size, device)
     res = segment_files(net, paths, out, size, background, kinds, bs, progress, after=refine and (lambda s: s.refined(refine)))
     if whose: print(whose)

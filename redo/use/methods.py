@@ -102,8 +102,9 @@ class Vote(WholePicture):
     def object_of(self, img):
         votes = self.votes(Image.fromarray(img.permute(1,2,0).numpy()))
         m = torch.stack([*votes.values()])
-        self.weights.append(dict(zip(votes, vote_weights(m).tolist())))
-        return torch.einsum('n,nhw->hw', vote_weights(m), m)
+        w = vote_weights(m)
+        self.weights.append(dict(zip(votes, w.tolist())))
+        return torch.einsum('n,nhw->hw', w, m)
     def said(self):
         "Whose voice counted how much in the pictures so far"
         if len(self.weights) == 1: return 'weights ' + ', '.join(f'{k} {v:.2f}' for k,v in self.weights[0].items())
@@ -209,7 +210,7 @@ def compare_files(
     out,model = writable_folder(out),as_model(model or 'flowers', device)
     for f,n in progress_bar(items, leave=False) if progress else items:
         try:
-            strip = compare(regular_file(f), model=model).strip(160)
+            strip = compare(regular_file(f), model=model, device=device).strip(160)
             with atomic_path(out/f'{n}.compare.png') as p: strip.save(p)
             res['files'].append(str(out/f'{n}.compare.png'))
         except RedoError as e: res['failed'].append(dict(file=str(f), error=str(e)))
