@@ -43,3 +43,16 @@ def tidy(tmp_path, tmp_path_factory, monkeypatch):
     monkeypatch.chdir(root)
     for name in ('REDO_CACHE','FASTAI_HOME','HF_HOME','HYPOTHESIS_STORAGE_DIRECTORY'): monkeypatch.setenv(name, str(tmp_path/name.lower()))
     monkeypatch.setenv('MPLCONFIGDIR', str(tmp_path_factory.getbasetemp()/'matplotlib'))
+
+@pytest.fixture
+def with_pictures(tmp_path, monkeypatch, capfd):
+    "`with_pictures(folder)` makes a folder with eight pictures and gives `run(command, *argv)`: exit status, stdout and stderr"
+    def begin(folder):
+        from PIL import Image
+        from redo.command import run_command
+        from redo.data.toy import make_digits
+        monkeypatch.chdir(tmp_path)
+        (tmp_path/folder).mkdir()
+        for i,x in enumerate(make_digits(8, 32, seed=1)[0]): Image.fromarray(x.permute(1,2,0).numpy()).save(tmp_path/folder/f'{i}.png')
+        return lambda f,*argv: (run_command(f.__wrapped__, [str(o) for o in argv]), *capfd.readouterr())
+    return begin

@@ -5,18 +5,14 @@ import pytest
 from PIL import Image
 from redo.cli import redo_teach
 from redo.core import model_class
-from redo.command import run_command
-from redo.data.toy import make_digits
 
 lesson = '--size 32 --net-size 32 --nf-mask 8 --n-res 0 --bs 4 --steps 3 --device cpu --no-test --no-previews --no-progress'.split()
 
 @pytest.fixture
-def teach(tmp_path, monkeypatch, capfd):
-    "`teach(*argv)` in a folder with eight pictures: exit status, stdout and stderr"
-    monkeypatch.chdir(tmp_path)
-    Path('few').mkdir()
-    for i,x in enumerate(make_digits(8, 32, seed=1)[0]): Image.fromarray(x.permute(1,2,0).numpy()).save(f'few/{i}.png')
-    return lambda *argv: (run_command(redo_teach.__wrapped__, [*argv, *lesson]), *capfd.readouterr())
+def teach(with_pictures):
+    "`teach(*argv)` in a folder with eight pictures"
+    run = with_pictures('few')
+    return lambda *argv: run(redo_teach, *argv, *lesson)
 
 def told(folder): return json.loads(Path(folder, 'summary.json').read_text())
 

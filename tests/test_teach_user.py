@@ -4,19 +4,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from redo.cli import redo_segment, redo_teach, redo_train
-from redo.command import run_command
 from redo.core import model_class
-from redo.data.toy import make_digits
 
 lesson = '--size 32 --net-size 32 --nf-mask 8 --n-res 0 --bs 4 --teacher kmeans --device cpu --no-test'.split()
 
 @pytest.fixture
-def shell(tmp_path, monkeypatch, capfd):
-    "`shell(command, *argv)` in a folder with eight pictures: exit status, stdout and stderr"
-    monkeypatch.chdir(tmp_path)
-    Path('my pictures').mkdir()
-    for i,x in enumerate(make_digits(8, 32, seed=1)[0]): Image.fromarray(x.permute(1,2,0).numpy()).save(f'my pictures/{i}.png')
-    return lambda f,*argv: (run_command(f.__wrapped__, [str(o) for o in argv]), *capfd.readouterr())
+def shell(with_pictures):
+    "`shell(command, *argv)` in a folder with eight pictures"
+    return with_pictures('my pictures')
 
 def honest(card, tmp_path):
     "Nothing of the machine, of another model, or of a licence that we know nothing of"

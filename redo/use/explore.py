@@ -221,12 +221,6 @@ def check_region(self:Explorer,
     if k not in range(n): raise RedoError(f'there is no region {brief(k)}: use 0 to {n-1}')
 
 # %% ../../nbs/68_use.explore.ipynb #1e546fb0
-def _on_checks(img):
-    "A picture with transparent parts on a chequered ground"
-    n,(y,x) = max(1, min(img.size)//16),np.ogrid[:img.height,:img.width]
-    ground = Image.fromarray(np.where((y//n+x//n)%2, 255, 225).astype(np.uint8)).convert('RGBA')
-    return Image.alpha_composite(ground, img).convert('RGB')
-
 @patch
 def views(self:Explorer,
     region:int=None # Whose soft mask is shown; the first object's where None
@@ -237,7 +231,7 @@ def views(self:Explorer,
     soft = seg.soft(k).clamp(0, 1).mul(255).byte().numpy()
     res = dict(picture=self.image, soft=Image.fromarray(soft).convert('RGB'))
     res |= dict(mask=to_picture(color_labels(torch.from_numpy(seg.labels))))
-    return res | dict(overlay=seg.overlay(), cutout=_on_checks(seg.cutout()))
+    return res | dict(overlay=seg.overlay(), cutout=on_checkers(seg.cutout()))
 
 # %% ../../nbs/68_use.explore.ipynb #9a3adeeb
 @patch(as_prop=True)
