@@ -36,6 +36,7 @@ from .train.watch import *
 from .train.resume import *
 from .train.recipes import *
 from .train.learner import *
+from .train.live import watch
 
 # %% ../nbs/90_all.ipynb #90a00001
 from .use.cut import *
@@ -54,7 +55,6 @@ from .study.compare import failure_table, load_curves, paired_table, plot_curves
 from .study.engine import run_experiment
 from .study.again import run_again
 from .study.bench import benchmark
-from .study.live import watch
 from .study.report import write_report
 from .study.teach import teach_run
 

@@ -144,7 +144,7 @@ def test_watch(tmp_path):
     "A run that is written to while its page is open: the line, the curves and the preview that are seen follow; the button stops that"
     from selenium.webdriver.common.keys import Keys
     run = tmp_path/'run'
-    with page(tmp_path, f"from redo.study.live import watch\nwatch({str(run)!r}, every=.3)") as d:
+    with page(tmp_path, f"from redo.train.live import watch\nwatch({str(run)!r}, every=.3)") as d:
         until('the panel', lambda: 'nothing yet' in text(d, '.redo-line'), 150)
         write_run(run, 30, 'red')
         until('the first validation', lambda: 'step 30 of 90, iou_set 0.300' in text(d, '.redo-line'))

@@ -11,6 +11,7 @@ from redo.command import run_command
 from redo.core import RedoError
 from redo.data.toy import make_digits
 from redo.files import LOCK
+from redo import page
 from redo.study import report
 from redo.study.engine import run_experiment
 from redo.study.report import write_report
@@ -37,7 +38,7 @@ def check_page(file):
     text = Path(file).read_bytes().decode('utf-8')
     seen = Seen(text)
     assert {t for t,_ in seen.all} <= tags, {t for t,_ in seen.all}-tags
-    assert sum(t == 'script' for t,_ in seen.all) == text.count(report._SCRIPT) <= 1
+    assert sum(t == 'script' for t,_ in seen.all) == text.count(page._SCRIPT) <= 1
     assert sum(t == 'style' for t,_ in seen.all) == 1+sum(t == 'svg' for t,_ in seen.all) # its own, and matplotlib's in every panel
     for t,a in seen.all:
         assert not [k for k in a if k.startswith('on')], (t, a)

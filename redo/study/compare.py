@@ -23,7 +23,8 @@ from ..core import *
 from ..data.spec import get_source
 from ..metrics import RegionScores
 from ..files import *
-from .results import append_result, json_lines, plain_json, result_line, running_steps, standing
+from ..train.folder import running_steps
+from .results import append_result, json_lines, plain_json, result_line, standing
 from ..train.phases import RunCallback
 from .run import run_state_of, stopped_run
 

@@ -26,6 +26,7 @@ from ..nets.redo import MaskNet
 from ..train.learner import StepEstimate, has_bf16, redo_learner
 from ..train.recipes import flat_options, get_recipe
 from ..metrics import evaluate, scores_class
+from ..train.folder import plot_run
 from .results import *
 from ..use.segment import load_model
 from ..train.phases import NotFinite, RunCallback, StepLines
