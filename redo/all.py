@@ -16,6 +16,7 @@ from .data.spec import Pictures, Source, Spec, get_source, parse_spec, register_
 from .data.images import read_image, read_mask
 from .data.cache import decode_files
 from .data.folders import *
+from .data.formats import *
 from .data.augment import *
 from .data.toy import *
 from .data.photos import *
@@ -44,9 +45,9 @@ from .use.segment import *
 from .use.refine import *
 from .use.onnx import *
 from .use.features import *
-from .use.formats import *
 from .use.methods import METHODS, compare, method_model, segment
 from .use.pseudo import mask_iou, object_masks, pseudo_labels, refined_objects
+from .use.edit import Explorer
 from .use.explore import *
 from .study.results import load_results, results_table, to_markdown, withdraw_result
 from .study.run import train_run, score_split
