@@ -1,5 +1,5 @@
-"The panels of `explore` and `watch` in a real browser: pages that Voila serves, used by hand, without a network"
-import importlib.util, io, json, os, shutil, signal, socket, subprocess, sys, time
+"The panels of `explore` and `watch` in a real browser: pages that Voila and JupyterLab serve, used by hand, without a network; and what panels are made of"
+import importlib.util, io, json, os, re, shutil, signal, socket, subprocess, sys, time
 from contextlib import contextmanager
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
@@ -8,10 +8,13 @@ from PIL import Image
 root = Path(__file__).resolve().parents[1]
 chromium = next(filter(None, map(shutil.which, ('chromium','chromium-browser','google-chrome'))), None)
 chromedriver = shutil.which('chromedriver')
-lacks = [o for o,there in (('chromium',chromium), ('chromedriver',chromedriver)) if not there]
-lacks += [o for o in ('voila','ipykernel','selenium') if importlib.util.find_spec(o) is None]
-pytestmark = pytest.mark.skipif(bool(lacks), reason=f"no browser to test with: {', '.join(lacks)} is missing (Debian: apt-get install chromium chromium-driver; "
-    "pip install voila ipykernel selenium)")
+def needs(*modules):
+    "Skips a test where there is no browser, or nothing that serves it a page"
+    lacks = [o for o,there in (('chromium',chromium), ('chromedriver',chromedriver)) if not there]
+    lacks += [o for o in (*modules,'ipykernel','selenium') if importlib.util.find_spec(o) is None]
+    why = f"no browser to test with: {', '.join(lacks)} is missing (Debian: apt-get install chromium chromium-driver; pip install {' '.join(modules)} ipykernel selenium)"
+    return pytest.mark.skipif(bool(lacks), reason=why)
+
 FLAGS = """--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync
     --disable-dev-shm-usage --disable-extensions --window-size=1200,800 --force-device-scale-factor=1""".split()
 FLAGS.append('--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1') # no network
@@ -29,16 +32,19 @@ def stop(p):
         try: return p.wait(10)
         except subprocess.TimeoutExpired: pass
 
+SERVERS = dict(voila='-m voila page.ipynb --no-browser --port={} --Voila.ip=127.0.0.1 --VoilaConfiguration.show_tracebacks=True',
+    lab='-m jupyterlab --no-browser --port={} --ServerApp.ip=127.0.0.1 --IdentityProvider.token= --ServerApp.allow_root=True --LabApp.extension_manager=readonly')
+
 @contextmanager
-def voila(folder, code):
-    "Address of a page that runs some code"
+def served(folder, code, by='voila'):
+    "Address of a server for a notebook of one cell"
     cell = dict(cell_type='code', id='one', metadata={}, source=code, execution_count=None, outputs=[])
     spec = dict(display_name='Python 3', language='python', name='python3')
     (folder/'page.ipynb').write_text(json.dumps(dict(cells=[cell], metadata=dict(kernelspec=spec), nbformat=4, nbformat_minor=5)))
     env = os.environ | dict(PYTHONPATH=str(root), OMP_NUM_THREADS='1', PYTHONWARNINGS='ignore', IPYTHONDIR=str(folder/'ipython'), HF_HUB_OFFLINE='1',
         **{f'JUPYTER_{o.upper()}_DIR': str(folder/o) for o in ('config','data','runtime')})
-    port,log = free_port(),folder/'voila.log'
-    argv = [sys.executable, '-m', 'voila', 'page.ipynb', '--no-browser', f'--port={port}', '--Voila.ip=127.0.0.1', '--VoilaConfiguration.show_tracebacks=True']
+    port,log = free_port(),folder/f'{by}.log'
+    argv = [sys.executable, *SERVERS[by].format(port).split()]
     with log.open('wb') as out: p = subprocess.Popen(argv, cwd=folder, env=env, stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True)
     try:
         end = time.monotonic()+60
@@ -65,9 +71,28 @@ def browser(folder):
 @contextmanager
 def page(folder, code):
     "A browser that shows what some code displays, once it does"
-    with voila(folder, code) as url, browser(folder) as driver:
+    with served(folder, code) as url, browser(folder) as driver:
         driver.get(url)
         try: yield driver
+        finally: keep_picture(driver, folder)
+
+@contextmanager
+def notebook(folder, code):
+    "A browser that shows a notebook in JupyterLab, whose cell was run by its keys"
+    from selenium.webdriver.common.keys import Keys
+    with served(folder, code, 'lab') as url, browser(folder) as driver:
+        driver.get(url+'doc/tree/page.ipynb')
+        try:
+            until('a kernel', lambda: find(driver, '.jp-Notebook-ExecutionIndicator[data-status=idle]'), 120)
+            cell = until('the cell', lambda: find(driver, '.jp-CodeCell .cm-content'))
+            def runs():
+                if text(driver, '.jp-InputPrompt') == '[ ]:':
+                    cell.click()
+                    cell.send_keys(Keys.CONTROL+Keys.ENTER)
+                    time.sleep(1)
+                return text(driver, '.jp-InputPrompt') in ('[*]:','[1]:')
+            until('the cell to run', runs)
+            yield driver
         finally: keep_picture(driver, folder)
 
 def keep_picture(driver, folder):
@@ -113,6 +138,7 @@ def text(driver, css):
     e = find(driver, css)
     return e.text if e else ''
 
+@needs('voila')
 def test_upload_and_threshold(tmp_path):
     "A photograph is uploaded, the slider moved by keys: the masks that are seen change, the photograph does not"
     from selenium.webdriver.common.keys import Keys
@@ -140,6 +166,53 @@ def test_upload_and_threshold(tmp_path):
         until('the complaint', lambda: "'notes.txt' is no picture that can be read" in text(d, '.redo-message'))
         assert not differ(pixels(d, 'mask'), now['mask'])
 
+@needs('jupyterlab')
+@pytest.mark.parametrize('model', ['flowers','digits'])
+def test_jupyterlab(tmp_path, model):
+    "The same panel in JupyterLab, where a cell displays it: moved by keys, pixels change"
+    from selenium.webdriver.common.keys import Keys
+    from redo.use.segment import example_picture
+    images = f"{str(example_picture('flower')[0])!r}" if model == 'flowers' else "make_digits(1, 64, split='test')[0]"
+    code = f"from redo.use.explore import explore\nfrom redo.data.toy import make_digits\nexplore({model!r}, {images}, folder={str(tmp_path/'explored')!r}, device='cpu')"
+    with notebook(tmp_path, code) as d:
+        until('the panel', lambda: pixels(d, 'overlay') is not None, 150)
+        was = {k: pixels(d, k) for k in ('picture','mask')}
+        handle = find(d, '.redo-threshold .noUi-handle')
+        for _ in range(20): handle.send_keys(Keys.ARROW_RIGHT)
+        until('the threshold', lambda: text(d, '.redo-threshold .widget-readout') == '0.90')
+        until('the mask', lambda: differ(pixels(d, 'mask'), was['mask']))
+        assert not differ(pixels(d, 'picture'), was['picture'])
+        if model == 'digits':
+            before = until('the painting', lambda: pixels(d, 'redrawn') is not None) and pixels(d, 'redrawn')
+            find(d, '.redo-texture').send_keys(Keys.ENTER)
+            until('a new texture', lambda: differ(pixels(d, 'redrawn'), before))
+
+def parts(w):
+    "A widget and all that it is made of"
+    own = [getattr(w, o) for o in ('layout','style') if getattr(w, o, None) is not None]
+    return [w, *own, *(o for c in getattr(w, 'children', ()) for o in parts(c))]
+
+def test_core_widgets(tmp_path):
+    "Panels have nothing but ipywidgets' own widgets, no scripts and no comm of their own: so they are the same in VS Code and wherever else those are shown"
+    import ipywidgets as W
+    from redo.core import model_class
+    from redo.data.toy import make_digits
+    from redo.train.live import RunWatch
+    from redo.use.explore import explore
+    painter = explore(model_class('redo')(size=32, nf=8), make_digits(1, 32, split='test')[0], tmp_path/'<script>alert(1)</script>')
+    painter.saver.click()
+    for panel in (painter, RunWatch(tmp_path/'<img src=x onerror=alert(1)>')):
+        every = parts(panel)
+        assert len(every) > 5
+        for o in every:
+            assert o._model_module in ('@jupyter-widgets/base','@jupyter-widgets/controls') and o._view_module in ('@jupyter-widgets/base','@jupyter-widgets/controls',None), type(o)
+            assert hasattr(W, o._model_name.removesuffix('Model')) or o._model_name.endswith('StyleModel'), o._model_name
+            assert type(o).__module__.startswith(('ipywidgets.','redo.')) and not o._msg_callbacks.callbacks or isinstance(o, (W.Button,W.Image)), type(o)
+            if isinstance(o, W.HTML): assert not re.search(r'<\s*[a-z/]', o.value), o.value
+        own = [o for o in every if type(o).__module__.startswith('redo.')]
+        assert own == [panel] and not set(panel.keys) - set(W.VBox().keys) # nothing of its own is sent
+
+@needs('voila')
 def test_watch(tmp_path):
     "A run that is written to while its page is open: the line, the curves and the preview that are seen follow; the button stops that"
     from selenium.webdriver.common.keys import Keys
