@@ -276,10 +276,10 @@ def _square(self:Explorer):
     return to_range(img).to(dev),masks.to(dev)
 
 # %% ../../nbs/68_use.edit.ipynb #c737188c
-def _conv(o, w, x):
-    "Convolution `o` with weight `w`; a product of matrices where pictures are small, as their kernels are most of the work"
-    if o.kernel_size != (3,3) or x[0,0].numel() > 64 or x.device.type != 'cpu': return o._conv_forward(x, w, o.bias)
-    y = (w.flatten(1) @ F.unfold(x, 3, padding=1)).view(len(x), -1, *x.shape[2:])
+def _conv(o, x):
+    "A convolution; a product of matrices where pictures are small, as their kernels are most of the work"
+    if o.kernel_size != (3,3) or x[0,0].numel() > 64 or x.device.type != 'cpu': return o._conv_forward(x, o.weight, o.bias)
+    y = (o.weight.flatten(1) @ F.unfold(x, 3, padding=1)).view(len(x), -1, *x.shape[2:])
     return y if o.bias is None else y+o.bias[:,None,None]
 
 def _doubled(o, kernel, x):
@@ -293,9 +293,9 @@ def _painter(net):
     net = copy.deepcopy(net).eval().requires_grad_(False)
     for o in net.modules():
         if isinstance(o, SNConv2d):
-            w = o.normed().detach().contiguous()
-            kernel = cache(lambda w=w: doubled_kernel(w).contiguous())
-            o.forward,o.doubled = partial(_conv, o, w),partial(_doubled, o, kernel)
+            o.weight.data = o.normed().detach().contiguous()
+            kernel = cache(lambda o=o: doubled_kernel(o.weight).contiguous())
+            o.forward,o.doubled = partial(_conv, o),partial(_doubled, o, kernel)
     return net
 
 def _blank(z, mask): return mask.new_zeros(len(mask), 3, *mask.shape[2:])
