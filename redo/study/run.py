@@ -320,13 +320,13 @@ def start_from(
     model:Decomposer, # Model of a new run
     name # Model by its name, as `load_model` takes it
 ):
-    "Give a model the mask network of another one of the same shape"
+    "Give a model the mask network of another one of the same widths, of any size"
     net = load_model(name, 'cpu')
     if not all(isinstance(getattr(o, 'mask', None), MaskNet) for o in (net, model)):
         raise RedoError(f'{name} cannot start this run: both need the mask network of ReDO')
     have,want = ({k: v.shape for k,v in o.mask.state_dict().items()} for o in (net, model))
-    if have != want or net.size != model.size:
-        def say(o): return f'{o.size} px, {o.n_regions} regions, nf_mask={o.nf_mask}, n_res={o.n_res}'
+    if have != want:
+        def say(o): return f'{o.n_regions} regions, nf_mask={o.nf_mask}, n_res={o.n_res}'
         raise RedoError(f'{name} cannot start this run: its mask network is for {say(net)}, this one for {say(model)}')
     best = getattr(net, 'mask_ema', None) or net.mask
     for o in (model.mask, getattr(model, 'mask_ema', None)):
