@@ -25,7 +25,7 @@ from ..data.toy import make_digits
 from ..data.loaders import to_picture
 from ..draw import preview_grid
 from .cut import *
-from ..data.formats import FORMATS, Annotations, write_annotations
+from .formats import FORMATS, Annotations, write_annotations
 
 # %% ../../nbs/64_use.segment.ipynb #4a8ea00a
 RESULT_KINDS = ('mask','overlay','cutout',*FORMATS) # What is written: pictures, and formats of other tools
