@@ -12,6 +12,7 @@ from .core import *
 from .draw import *
 from .metrics import *
 from .metrics_mixtures import MixtureScores
+from .metrics_scenes import SceneScores, scene_table
 from .data.spec import Pictures, Source, Spec, get_source, parse_spec, register_source, source_names
 from .data.images import read_image, read_mask
 from .data.cache import decode_files
