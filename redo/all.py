@@ -17,6 +17,8 @@ from .data.spec import Pictures, Source, Spec, get_source, parse_spec, register_
 from .data.images import read_image, read_mask
 from .data.cache import decode_files
 from .data.folders import *
+from .data.scenes import SceneSource
+from .data.shapes import draw_shapes, write_scenes
 from .data.augment import *
 from .data.toy import *
 from .data.photos import *

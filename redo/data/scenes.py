@@ -160,19 +160,20 @@ def fit_scene(
 class SceneSource(Source):
     "Scenes with index maps; a subclass defines `read` and `files`"
     scores,n_classes,n_regions,splits,like_pil,share = 'scenes',11,11,('train','valid','test'),True,.8
-    parts = dict(test=(0,.1), valid=(.1,.2), train=(.2,1))
+    parts,stamp = dict(test=(0,.1), valid=(.1,.2), train=(.2,1)),() # Splits; what else scenes depend on, for the cache
     def __init__(self, spec, root): self.spec,self.root,self.flags = spec,root,scene_flags(spec)
     @cached_property
     def n(self): return len(self.files) # Scenes
     def read(self,
-        i:int # Number of the scene
+        i:int, # Number of the scene
+        size:tuple=None # (h,w) that it will have; of use where scenes are drawn
     )->tuple: # (H,W,3) uint8, (H,W) uint8
         "One scene as it is stored"
         raise TypeError(f'{type(self).__name__} does not define `read`')
     def known(self, i): "What is known of a scene, or None"
     def scene(self, i, size, resize):
         "A scene as the flags have it: (3,h,w) and (h,w) uint8, or the `RedoError` that says what is wrong"
-        try: image,labels = self.read(i)
+        try: image,labels = self.read(i, size)
         except RedoError as e: return e
         if labels.max(initial=0) >= self.n_classes:
             return RedoError(f'{self.name}: scene {i} has object {labels.max()}, at most {self.n_classes-1} are known')
@@ -203,7 +204,7 @@ def pictures(self:SceneSource,
     self.check_split(split)
     size,numbers = as_size(size),self.numbers(split)
     if not numbers: raise RedoError(f"{self.name} has {self.n} scenes, none of them for '{split}': more are needed")
-    what = type(self).__qualname__,sorted(self.flags.items()),self.n,numbers,size,resize
+    what = type(self).__qualname__,self.stamp,sorted(self.flags.items()),self.n,numbers,size,resize
     key = files_key(self.stored(numbers), *what, progress=self.progress)
     got,notes,shapes = load_cached(key),{},dict(images=(3,*size), truth=size)
     def rows(): return self._rows(numbers, notes, size, resize)
@@ -241,7 +242,7 @@ class ClevrtexSource(SceneSource):
             raise RedoError(one_line(f'{spec} is not in {where}: give as root the folder that holds clevrtex_{self.variant}/'))
     @cached_property
     def files(self): return scene_files(self.folder)
-    def read(self, i):
+    def read(self, i, size=None):
         flat = self.files[i].with_name(f'{self.files[i].stem}_flat.png')
         if not flat.exists(): raise RedoError(one_line(f'scene {i} has no index map: {flat} is missing, unpack its archive again'))
         image,labels = _read_colors(self.files[i]),read_mask(flat, exif=False)
@@ -298,7 +299,7 @@ class ArraysSource(SceneSource):
         self.splits = tuple(o for o in self.splits if len(scene_range(self.n, o, self.parts)))
     @cached_property
     def files(self): return npz_files(self.folder)
-    def read(self, i): return read_npz(self.files[i], i)[:2]
+    def read(self, i, size=None): return read_npz(self.files[i], i)[:2]
     def stored(self, numbers): return [self.files[i] for i in numbers]
     def numbers(self, split):
         "Scenes of a split, those with few enough visible masks"
