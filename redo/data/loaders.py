@@ -335,6 +335,7 @@ class RedoLoaders(DataLoaders):
     def __init__(self, *loaders, path='.', device=None, spec=None, source=None):
         self.spec,self.source = spec,source
         super().__init__(*loaders, path=path, device=device)
+        for o in loaders: o.source = source # names the scores
     @property
     def test(self): return self.loaders[2] if len(self.loaders) > 2 else None
     def new_empty(self):
