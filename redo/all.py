@@ -34,6 +34,7 @@ from .models.published import load_published
 from .models.iem import IEM
 from .models.redo_robust import *
 from .models.student import *
+from .models.slot_attention import SlotAttentionAE
 from .train.phases import *
 from .train.watch import *
 from .train.resume import *
