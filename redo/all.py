@@ -12,11 +12,13 @@ from .core import *
 from .draw import *
 from .metrics import *
 from .metrics_mixtures import MixtureScores
+from .metrics_scenes import SceneScores, scene_table
 from .data.spec import Pictures, Source, Spec, get_source, parse_spec, register_source, source_names
 from .data.images import read_image, read_mask
 from .data.cache import decode_files
 from .data.folders import *
-from .use.formats import *
+from .data.scenes import SceneSource
+from .data.shapes import draw_shapes, write_scenes
 from .data.augment import *
 from .data.toy import *
 from .data.photos import *
@@ -32,12 +34,12 @@ from .models.published import load_published
 from .models.iem import IEM
 from .models.redo_robust import *
 from .models.student import *
+from .models.slot_attention import SlotAttentionAE
 from .train.phases import *
 from .train.watch import *
 from .train.resume import *
 from .train.recipes import *
 from .train.learner import *
-from .train.live import watch
 
 # %% ../nbs/90_all.ipynb #90a00001
 from .use.cut import *

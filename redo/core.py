@@ -81,7 +81,11 @@ class Decomposer(nn.Module):
         return list(self.phases)
     def forward(self, x, extra=None):
         with torch.autocast(x.device.type, dtype=self.amp, enabled=self.training and self.amp is not None):
-            return self.losses(x, self.phase, self.step, **extra or {}) if self.training else self.decompose(x).masks.float()
+            if self.training: return self.losses(x, self.phase, self.step, **extra or {})
+            deco = self.decompose(x)
+        masks = deco.masks.float()[:]
+        masks.decomposition = deco # what else the model says, for metrics
+        return masks
     def get_extra_state(self): return {'step': self.step}
     def set_extra_state(self, state): self.step = int(state.get('step', 0))
 

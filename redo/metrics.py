@@ -130,7 +130,7 @@ class Scores:
     def add(self,
         deco:Decomposition, # What a model says about a batch
         truth:Tensor=None, # Region of every pixel, (B,H,W), 255 where it does not count; None where there is no truth
-        meta:dict=None # What else the loader knows of the batch; None: nothing
+        meta:dict=None # What else is known of the batch: its pictures ('x', (B,3,H,W) in [-1,1]), and what the loader gives
     ): "Add a batch"
     def compute(self,
         assignment=None # What was chosen: the scores of another set, or an assignment; None: chosen on this set
@@ -266,6 +266,11 @@ def compute(self:RegionScores,
     return {**dict(zip(names, means)), 'assignment':assignment, **res, 'n_images':n}
 
 # %% ../nbs/06_metrics.ipynb #7899689c
+def _known(x, rest):
+    "Truth of a batch, and all else that is known of it, its pictures as 'x'"
+    meta,truth = (next((o for o in rest if isinstance(o, t)), None) for t in (dict,Tensor))
+    return truth,{**(meta or {}), 'x': x}
+
 def evaluate(
     model:Decomposer, # Model to score
     dl, # Loader of batches (x,), (x, truth) or (x, truth, meta)
@@ -276,10 +281,9 @@ def evaluate(
 )->dict: # See `RegionScores.compute`
     "Scores of a model on a set"
     cls,s = scores_class(scores or getattr(getattr(dl, 'source', None), 'scores', 'regions')),None
-    for deco,_,*rest in predict(model, progress_bar(dl, leave=False) if progress else dl):
+    for deco,x,*rest in predict(model, progress_bar(dl, leave=False) if progress else dl):
         if s is None: s = cls(deco.masks.shape[1], n_classes or getattr(dl, 'n_classes', None))
-        meta,truth = (next((o for o in rest if isinstance(o, t)), None) for t in (dict,Tensor))
-        s.add(deco, truth, meta)
+        s.add(deco, *_known(x, rest))
     if s is None: raise RedoError('nothing to score: the loader gave no batch, check that its set holds pictures')
     return s.compute(assignment)
 
@@ -296,7 +300,7 @@ class RegionMetric(Metric):
     def accumulate(self, learn):
         s = self.scores
         if learn.iter == s.batch or not isinstance(learn.pred, Tensor): return
-        batch = Decomposition(learn.pred),*learn.yb[:2]
+        batch = getattr(learn.pred, 'decomposition', None) or Decomposition(learn.pred),*_known(getattr(learn, 'xb', [None])[0], learn.yb)
         if hasattr(s, 'tally'): s.append(*learn.to_detach(s.tally(*batch)))
         else: s.add(*batch)
         s.batch,s.result = learn.iter,None

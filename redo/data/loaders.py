@@ -89,7 +89,8 @@ class MemorySet:
         inputs:dict=None # What else is known about each picture, by name: maps (N,H,W) uint8, 0 to 254, 255 for unknown; or points (N,K,2)
     ):
         self.inputs = inputs or {}
-        self.images,self.truth,self.names,self.split_idx = pics.images,pics.truth if truth else None,pics.names,split_idx
+        self.images,self.names,self.split_idx = pics.images,pics.names,split_idx
+        self.truth,self.scenes = (pics.truth,pics.scenes) if truth else (None,None)
         self.device = pics.images.device
     @property
     def items(self): return self.names
@@ -268,12 +269,13 @@ def ready(self:MemoryDL,
 # %% ../../nbs/18_data.loaders.ipynb #8d0ca1fd
 @patch
 def create_batches(self:MemoryDL, samps):
-    "Batches of the given pictures, with truth where there is one, before `after_batch`"
+    "Batches of the given pictures, with truth, and what else is known of scenes, where there is any, before `after_batch`"
     ds = self.dataset
     for o in chunked(samps, self.bs, self.drop_last):
         idx = torch.tensor(o, device=ds.images.device)
         x = TensorImage(_send(_cut(ds.images, idx, self.size), ds.device))
-        yield (x,) if ds.truth is None else (x, TensorMask(_send(_cut(ds.truth[:,None], idx, self.size)[:,0], ds.device).long()))
+        y = () if ds.truth is None else (TensorMask(_send(_cut(ds.truth[:,None], idx, self.size)[:,0], ds.device).long()),)
+        yield x, *y, *([dict(scene=[ds.scenes[i] for i in o])] if ds.scenes else [])
 
 # %% ../../nbs/18_data.loaders.ipynb #00454382
 @patch
@@ -333,6 +335,7 @@ class RedoLoaders(DataLoaders):
     def __init__(self, *loaders, path='.', device=None, spec=None, source=None):
         self.spec,self.source = spec,source
         super().__init__(*loaders, path=path, device=device)
+        for o in loaders: o.source = source # names the scores
     @property
     def test(self): return self.loaders[2] if len(self.loaders) > 2 else None
     def new_empty(self):

@@ -165,6 +165,7 @@ def _join_pictures(
     "Pictures of several sets one after the other; mapped where they are all mapped, else in memory"
     none = torch.tensor(255, dtype=torch.uint8)
     truths = [none.expand(o.images[:,0].shape) if o.truth is None else o.truth for o in parts] if truth else []
+    scenes = [s for o in parts for s in o.scenes or [{}]*len(o)] if any(o.scenes for o in parts) else None
     def rows():
         for i,o in enumerate(parts): yield from zip(o.images.numpy(), *[t.numpy() for t in truths[i:i+1]])
     hashes = [known_hash(x) for o in parts for x in (o.images, *([] if not truth or o.truth is None else [o.truth]))]
@@ -172,8 +173,8 @@ def _join_pictures(
         key,shapes = files_key([], 'joined', truth, [o.truth is None for o in parts], hashes),{'images': parts[0].images.shape[1:]}
         if truth: shapes['truth'] = shapes['images'][1:]
         got = load_cached(key) or save_cached(key, None, shapes, rows(), len(names))
-        if got: return Pictures(got[0]['images'], got[0].get('truth'), names)
-    return Pictures(torch.cat([o.images for o in parts]), torch.cat(truths) if truth else None, names)
+        if got: return Pictures(got[0]['images'], got[0].get('truth'), names, scenes)
+    return Pictures(torch.cat([o.images for o in parts]), torch.cat(truths) if truth else None, names, scenes)
 
 # %% ../../nbs/17_data.photos.ipynb #076a92cb
 class _MixedSource(Source):
@@ -184,7 +185,8 @@ class _MixedSource(Source):
     ):
         self.name,self.sources = name,sources
         self.splits = tuple(s for s in ('train','valid','test') if any(s in o.splits for o in sources))
-        self.n_classes = 2 if all(o.n_classes==2 for o in sources) else None
+        self.scores = sources[0].scores if len({o.scores for o in sources}) == 1 else 'regions'
+        self.n_classes = max(o.n_classes for o in sources) if self.scores == 'scenes' else 2 if all(o.n_classes==2 for o in sources) else None
         self.n_regions,self.size = max(o.n_regions for o in sources),max(o.size for o in sources)
 
     def part_pictures(self,

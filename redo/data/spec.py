@@ -138,6 +138,7 @@ def parse_spec(
     if isinstance(text, Spec): return text
     text = str(text).strip()
     if len(text) > 4096: raise RedoError(f"'{one_line(text[:60])}...' has {len(text):,} characters: no data set has such a name")
+    if m := re.fullmatch(r'(?is)concat\(([^()]+)\)(.*)', text): text = '+'.join(o.strip() for o in m[1].split(','))+m[2]
     base,path,flags = _split_folder(text)
     if path is None: base,*flags = re.split(r'-(?![^()]*\))', base)
     bases = [] if path and not base else [base] if base.lower() in SOURCES else base.split('+')
@@ -154,6 +155,7 @@ class Pictures:
     images:Tensor # (N,3,H,W) uint8
     truth:Tensor=None # (N,H,W) uint8 region index, 255 = ignore; None where there is no truth
     names:list=None # N names
+    scenes:list=None # What is known of each, where that is more than its truth; None: nothing
 
     def __post_init__(self):
         im,t = self.images,self.truth

@@ -276,7 +276,7 @@ def write_run(
     net.notes = dict(net.notes, resize=r.data.resize, spec=cfg['spec'], recipe=r.name, seed=cfg['seed'])
     if 'assignment' in scores: net.notes.setdefault('assignment', scores['assignment'])
     net.save_pretrained(out/'weights')
-    x,*y = [o[:8] for o in learn.dls.valid.one_batch()]
+    x,*y = [o[:8] for o in learn.dls.valid.one_batch()[:2]]
     with atomic_path(out/'masks.png') as p: preview_grid(net, x, *y, assignment=scores.get('assignment')).save(p)
     with atomic_path(out/'curve.png') as p: plot_run(h.steps, h.scores).savefig(p, dpi=110)
     own = {k: cfg[k] for k in ('spec','model','size','n_regions','seed','init') if k in cfg}

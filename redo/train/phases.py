@@ -75,7 +75,7 @@ def group_adam(
 class RegionLoss:
     "A model's own loss in training; 1 - IoU per image (better labelling) where there is truth to look at"
     def __init__(self, n_classes:int=2, reduction:str='mean'): self.n_classes,self.reduction = n_classes or 2,reduction
-    def __call__(self, pred, truth, **kwargs):
+    def __call__(self, pred, truth, *known, **kwargs):
         if isinstance(pred, dict): return pred['loss']
         pred,truth = as_tensor(pred),as_tensor(truth)
         tables = contingency(pred.argmax(1), truth, pred.shape[1], self.n_classes)

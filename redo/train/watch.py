@@ -34,7 +34,8 @@ class PreviewCallback(RunCallback):
         show:bool=False # Display in a notebook?
     ): store_attr()
     def begin(self):
-        if not hasattr(self, 'batch'): self.batch = [o[:self.n].as_subclass(Tensor).cpu() for o in self.dls.valid.one_batch()]
+        if hasattr(self, 'batch'): return
+        self.batch = [o[:self.n].as_subclass(Tensor).cpu() for o in self.dls.valid.one_batch()[:2]]
     def after_epoch(self):
         self.image = preview_grid(self.net, *self.batch[:2], n_z=self.n_z)
         if self.folder is not None:
