@@ -40,8 +40,10 @@ from .train.watch import *
 from .train.resume import *
 from .train.recipes import *
 from .train.learner import *
+from .train.live import watch
 
 # %% ../nbs/90_all.ipynb #90a00001
+from .use.formats import *
 from .use.cut import *
 from .use.segment import *
 from .use.refine import *
