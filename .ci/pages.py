@@ -6,14 +6,16 @@ python .ci/pages.py check FOLDER     what is wrong with such pages: links that l
 """
 import base64, io, os, re, shutil, sys
 from collections import Counter
+from functools import lru_cache
 from html import escape
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
-import nbformat, yaml
+import nbdev.processors, nbformat, yaml
 from bs4 import BeautifulSoup
 from fastcore.nbio import nb2str, nb_frontmatter, read_nb
 from latex2mathml.converter import convert
 from nbconvert import HTMLExporter, MarkdownExporter
+from nbconvert.filters import Highlight2HTML
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbdev.config import get_config, nbpath2html
 from nbdev.doclinks import nbglob
@@ -96,13 +98,18 @@ class Renderer(IPythonRenderer):
     def image(self, text, url, title=None): return super().image(text, self.page.picture(url), title)
 
 class Exporter(HTMLExporter):
-    "Cells as HTML without a head, Markdown by `Renderer`"
+    "Cells as HTML without a head, Markdown by `Renderer`; the notebooks are the project's own, so nothing is sanitized"
     def __init__(self): super().__init__(template_name='basic', exclude_input_prompt=True, exclude_output_prompt=True)
+    def from_notebook_node(self, nb):
+        html = super(HTMLExporter, self).from_notebook_node(nb, self._init_resources(None))[0] # HTMLExporter's own would parse the whole page for this:
+        return re.sub(r'<img (?![^>]*\balt=)', '<img alt="No description has been provided for this image" ', html)
     def markdown2html(self, source):
         return MarkdownWithMath(renderer=Renderer(self.page)).render(re.sub(r'(\]\([^)\s]*\))\{[^}\n]*\}', r'\1', source))
     def default_filters(self):
         yield from super().default_filters()
         yield 'markdown2html', self.markdown2html
+        yield 'highlight_code', Highlight2HTML(pygments_lexer='python', parent=self)
+        yield 'clean_html', lambda html: html
 
 class Page:
     "A notebook's page: where it lies and what its links mean"
@@ -133,7 +140,7 @@ class Page:
     def render(self, exporter):
         nb,exporter.page = filtered(self.fn),self
         nb.cells = [c for c in nb.cells if c.cell_type != 'raw'] # the front matter
-        self.body = exporter.from_notebook_node(nb)[0]
+        self.body = exporter.from_notebook_node(nb)
     def settle(self, names):
         "Links to symbols that have no entry of their own, such as private ones, lead to the page"
         for url,(path,name) in self.symbols.items():
@@ -170,6 +177,7 @@ _page = """<!doctype html>
 def site(folder):
     "Every notebook as an HTML page below `folder`, in the order of the sidebar"
     cfg,out = get_config(root),Path(folder)
+    nbdev.processors.get_config = lru_cache(lambda: cfg) # which nbdev reads again for each cell
     if bad := sidebar_faults(): raise SystemExit('\n'.join(bad))
     bar,bad,exporter = sidebar(),[],Exporter()
     every = [Page(f, out, cfg) for _,fns in bar for f in fns]
@@ -199,7 +207,7 @@ def _broken_picture(src, file):
 class Dom:
     "What a check needs of a page"
     def __init__(self, file):
-        soup = BeautifulSoup(file.read_text(encoding='utf-8'), 'html.parser')
+        soup = BeautifulSoup(re.sub(r'<span( class="\w+")?>|</span>', '', file.read_text(encoding='utf-8')), 'html.parser') # without the colors of code
         main = soup.main or soup
         self.file,self.names = file,{o['id'] for o in soup.select('[id]')}
         self.links = [o['href'] for o in soup.select('a[href]')]

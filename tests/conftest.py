@@ -23,10 +23,25 @@ def pytest_generate_tests(metafunc):
         if metafunc.function.__name__ == 'test_complete': nbs = [o for o in nbs if re.search(r'shared_path\(|skipped: ', o.read_text(encoding='utf-8'))]
         metafunc.parametrize('notebook', nbs, ids=[notebook_id(o) for o in nbs])
 
+# About how many seconds those take that take long, for the order alone
+seconds = {'test_grids': 70, 'test_faults': 60, '81_cli': 60, 'test_site': 55, '54_train.learner': 43, 'test_distributed': 40, '71_study.run': 38, 'test_hostile_models': 35,
+    'test_explorer': 35, '79_study.teach': 30, '74_study.engine': 28, 'collapse': 25, 'test_folders': 25, '75_study.timing': 23, '76_study.bench': 23, '63_use.features': 22,
+    '69_use.onnx': 21, 'own_folder': 21, 'training_step': 20, 'test_law': 20, '50_train.phases': 18, '73_study.compare': 17, 'two_classes': 17, 'mask_regularization': 17,
+    '68_use.explore': 16, '66_use.choose': 15, '64_use.segment': 15, '78_study.report': 14, '77_study.again': 12, '52_train.resume': 12, '60_use.cut': 11, 'keras_variants': 11}
+
 def pytest_collection_modifyitems(items):
-    "What takes longest first; whether a notebook was complete is asked last, when it has run"
-    long = ('[81_cli]','test_grids','test_law','test_hostile.py','test_site.py::test_site','[54_train.learner]')
-    items.sort(key=lambda o: 2 if 'test_complete' in o.nodeid else 0 if any(k in o.nodeid for k in long) else 1)
+    "Of two workers each begins with a half, and takes from the end of the other's: both begin with what takes long; whether a notebook was complete is asked last, when it has run"
+    groups,halves,sums = {},([],[]),[0,0]
+    for o in items:
+        name = o.callspec.params['notebook'].stem if 'notebook' in o.fixturenames else o.path.stem
+        groups.setdefault(name if name in seconds and o.originalname != 'test_complete' else None, []).append(o)
+    rest = sorted(groups.pop(None, []), key=lambda o: o.originalname == 'test_complete')
+    for k in sorted(groups, key=seconds.get, reverse=True):
+        i = sums.index(min(sums))
+        halves[i].extend(groups[k])
+        sums[i] += seconds[k]
+    for o in rest: min(halves, key=len).append(o)
+    items[:] = min(halves, key=len)+max(reversed(halves), key=len)
 
 def pytest_terminal_summary(terminalreporter, config):
     "What the notebooks that ran have left out"

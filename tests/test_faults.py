@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 slow = os.environ.get('REDO_SLOW') == '1' # 20 kills, each of a command that begins with Python itself
-options = '--size 32 --steps 40 --bs 2 --set nf=4,nf_mask=4,nf_disc=4,collapse=0 --device cpu --no-progress'.split() # a checkpoint every 4 steps
+options = '--size 32 --steps 40 --bs 8 --set nf=4,nf_mask=4,nf_disc=4,collapse=0 --device cpu --no-progress'.split() # a checkpoint every 4 steps
 
 # Python and PyTorch take seconds to start, so most runs are forked off a process that has imported everything and done nothing.
 

@@ -212,7 +212,7 @@ def test_stopped(here, shell, sig):
     xs,_ = make_digits(20, 32, seed=1)
     Path('few').mkdir()
     for i,x in enumerate(xs): Image.fromarray(x.permute(1,2,0).numpy()).save(f'few/{i}.png')
-    same = ('few', '--out', 'out', *lesson, '--steps', 600)
+    same = ('few', '--out', 'out', *lesson, '--steps', 300)
     p = teach(*same)
     try:
         end = time.monotonic()+120
@@ -223,15 +223,15 @@ def test_stopped(here, shell, sig):
     finally:
         if p.poll() is None: p.kill()
     assert p.returncode == 130, err
-    assert err.startswith('redo-teach: stopped after ') and ' of 600 steps of round 1 of 1; out/weights holds' in err and err.endswith('; the same command goes on\n') and err.count('\n') == 1, err
+    assert err.startswith('redo-teach: stopped after ') and ' of 300 steps of round 1 of 1; out/weights holds' in err and err.endswith('; the same command goes on\n') and err.count('\n') == 1, err
     assert 'round 1 of 1' in Path('said.txt').read_text()
     assert 'stopped after' in Path('out/weights/README.md').read_text() and not Path('out/summary.json').exists()
     assert json.loads(Path('out/run.json').read_text())['command'] == 'redo-teach'
     assert shell(redo_segment, 'few/0.png', '--model', 'out')[0] == 0
     rc,_,err = shell(redo_train, 'digits', '--out', 'out', '--steps', 1)
     assert rc == 1 and err.count('\n') == 1 and 'out' in err
-    one_line(shell(redo_teach, *same[:-1], 3), 'holds another lesson: its steps is 600, not 3')
+    one_line(shell(redo_teach, *same[:-1], 3), 'holds another lesson: its steps is 300, not 3')
     rows = Path('out/round-1/losses.csv').read_text()
     assert shell(redo_teach, *same)[0] == 0 and Path('out/summary.json').exists()
-    assert Path('out/round-1/losses.csv').read_text().startswith(rows) and len(Path('out/round-1/losses.csv').read_text().splitlines()) == 601
+    assert Path('out/round-1/losses.csv').read_text().startswith(rows) and len(Path('out/round-1/losses.csv').read_text().splitlines()) == 301
     one_line(shell(redo_teach, *same), 'holds a run already')

@@ -5,13 +5,17 @@ from filelock import FileLock
 
 # Imports what notebooks take from others, which is seconds of work, once; then every line that it is sent becomes a process of its own, which runs a notebook
 runner = '''
-import json, os, sys
+import contextlib, importlib, json, os, sys
 os.environ['PYTORCH_NVML_BASED_CUDA_CHECK'] = '1' # asking does not yet use the GPU
 import torch, nbdev.test
-if not torch.cuda.is_available(): import fastai.vision.all, kornia, matplotlib.pyplot, sklearn.datasets # a process that used a GPU cannot be divided
+if not torch.cuda.is_available(): # a process that used a GPU cannot be divided
+    import fastai.vision.all, kornia, matplotlib.pyplot, pydantic, safetensors.torch, sklearn.cluster, sklearn.datasets
+    for o in ('cv2','huggingface_hub.hf_api','ipywidgets','jinja2'):
+        with contextlib.suppress(ImportError): importlib.import_module(o)
 from nbdev.config import get_config
 
 class Shell(nbdev.test.CaptureShell):
+    def __init__(self, *args, **kwargs): super().__init__(*args, mpl_format='png', **kwargs) # nobody looks at the figures: one dot a pixel will do
     def run_all(self, nb, *args, **kwargs):
         Shell.cells = [o for o in nb.cells if o.cell_type == 'code']
         for o in Shell.cells: o.outputs = []

@@ -121,6 +121,8 @@ def make_digits(
     return _compose(pools, corner, color, coin[:,0]<.5, size, side, noise.astype(np.float32), progress)
 
 # %% ../../nbs/16_data.toy.ipynb #ae68c7c2
+_recent_digits = lru_cache(3)(partial(make_digits, progress=False)) # Small ones, which take longer to draw than to copy
+
 def digits_arrays(
     split:str, # 'train', 'valid' or 'test'
     size:int=32, # Side of the pictures
@@ -131,7 +133,8 @@ def digits_arrays(
 )->tuple: # Pictures (n,3,size,size) uint8 and truth (n,size,size) uint8
     "One split of `digits` or `digits3`"
     n = len(_digit_shapes(split)[0])
-    return make_digits(n*copies if split=='train' else n, size, seed, split, three, progress=progress)
+    args = n*copies if split=='train' else n,size,seed,split,three
+    return make_digits(*args, progress=progress) if size > 32 else tuple(o.clone() for o in _recent_digits(*args))
 
 # %% ../../nbs/16_data.toy.ipynb #ede2c676
 def digit_classes(
