@@ -33,13 +33,16 @@ def contingency(
     pred,truth = (t.as_subclass(Tensor).flatten(1).long() for t in (pred,truth))
     keep = truth != ignore
     for name,t,n in (('truth',truth,n_truth), ('prediction',pred,n_pred)):
+        low,high = t.aminmax() if t.numel() else (0,0)
+        if low >= 0 and high < n: continue
         bad = keep & ((t<0) | (t>=n))
         if not bad.any(): continue
         v = t[bad][0].item()
         raise RedoError(f'{name} holds the value {v}, not 0 to {n-1} or {ignore} (ignored): correct it or give the right number')
     image = torch.arange(len(pred), device=pred.device)[:,None]
     cell = (image*n_pred + pred)*n_truth + truth
-    return torch.bincount(cell[keep], minlength=len(pred)*n_pred*n_truth).view(-1, n_pred, n_truth)
+    counted = cell.flatten() if keep.all() else cell[keep]
+    return torch.bincount(counted, minlength=len(pred)*n_pred*n_truth).view(-1, n_pred, n_truth)
 
 # %% ../nbs/06_metrics.ipynb #11da46a0
 def assigned_scores(

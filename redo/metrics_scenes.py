@@ -87,7 +87,7 @@ def squared_errors(
     n_classes:int # Classes that there may be
 )->tuple: # Sum over each picture (B,) and over each of its classes (B,n_classes), float64, of pixels in [0,1]
     "Squared errors of a reconstruction, of pictures and of the classes in them"
-    each = ((recon.float()-x.float())/2).square().sum(1).double()
+    each = (recon.float()-x.float()).square().sum(1).double()/4
     parts = each.new_zeros(len(x), 256).scatter_add_(1, truth.long().flatten(1), each.flatten(1))
     return each.sum((1,2)),parts[:,:n_classes]
 

@@ -13,9 +13,13 @@ from functools import partial
 import numpy as np, pandas as pd, torch
 from fastprogress.fastprogress import progress_bar
 from matplotlib.figure import Figure
+from scipy.optimize import linear_sum_assignment
+from sklearn.metrics import adjusted_rand_score
 from ..core import *
 from ..config import Options, option
 from ..data.spec import Pictures
+from ..data.shapes import draw_shapes
+from ..metrics_scenes import SceneScores
 from ..data.loaders import MemoryDL
 from ..train.learner import recipe_model
 from ..train.recipes import get_recipe
@@ -82,6 +86,47 @@ def _compare_loading(
     mids = {bs: spread(t)['median']/steps for bs,t in times.items()}
     return [dict(bs=bs, batches_per_second=1/t, images_per_second=bs/t) for bs,t in mids.items()]
 
+# %% ../../nbs/76_study.bench.ipynb #76bb0002
+def _plain_scores(labels, truth, recon, x, n):
+    "The benchmark's ten scores of one scene, mask by mask"
+    p,t = ([a == k for k in range(n)] for a in (labels, truth))
+    both = np.array([[(a & b).sum() for a in p] for b in t], float)
+    a,b = np.array([o.sum() for o in t])[:,None],np.array([o.sum() for o in p])
+    J,D = both/np.maximum(a+b-both, 1),2*both/np.maximum(a+b, 1)
+    row,col = linear_sum_assignment(J, maximize=True)
+    iou,dice,there,true = J[row,col],D[row,col],(a[:,0]+b[col]) > 0,a[:,0] > 0
+    res = dict(miou=iou.sum()/there.sum(), miou_fg=iou[1:].sum()/max(1, there[1:].sum()), miou_gt=iou.sum()/true.sum())
+    res |= dict(dice=dice.sum()/there.sum(), dice_fg=dice[1:].sum()/max(1, there[1:].sum()))
+    res |= dict(count_accuracy=float(true.sum() == (b > 0).sum()))
+    res |= dict(ari=adjusted_rand_score(truth.ravel(), labels.ravel()), ari_fg=adjusted_rand_score(truth[truth > 0], labels[truth > 0]))
+    return res | dict(sc=(J.max(1)*a[:,0]).sum()/a.sum(), mse=((recon-x)**2).sum()/4)
+
+# %% ../../nbs/76_study.bench.ipynb #76bb0003
+def _scenes(n, size, n_segments, device='cpu'):
+    "Drawn scenes, and segments of them with a tenth of all pixels wrong: decomposition, truth, pictures"
+    drawn,g = [draw_shapes(i, (size,size), n=(6,6)) for i in range(n)],step_generator(0, 'scenes', 0)
+    images,truth = (torch.from_numpy(np.stack(o)) for o in list(zip(*drawn))[:2])
+    x,truth = to_range(images.permute(0,3,1,2)),truth.long()
+    labels = torch.where(torch.rand(truth.shape, generator=g) < .1, torch.randint(n_segments, truth.shape, generator=g), truth)
+    masks = torch.nn.functional.one_hot(labels, n_segments).permute(0,3,1,2).float()
+    return Decomposition(masks.to(device), recon=(x*.9).to(device)),truth.to(device),x.to(device)
+
+def _compare_scores(
+    size:int=128, # Side of the images
+    bs:int=32, # Scenes at a time
+    device='cpu', # Device
+    seconds:float=2., # Time for both
+    n_segments:int=11 # K
+)->list: # Rows: way, images_per_second, speedup over the plain way
+    "Scenes scored a second, from one table each and mask by mask"
+    deco,truth,x = _scenes(bs, size, n_segments, device)
+    def ours(): SceneScores(n_segments).add(deco, truth, dict(x=x))
+    rows = [o.cpu().numpy() for o in (deco.labels(), truth, deco.recon, x)]
+    def plain(): [_plain_scores(*o, n_segments) for o in zip(*(r[:4] for r in rows))]
+    times = interleave({'one table': timed(ours, device), 'mask by mask': timed(plain, device)}, seconds)
+    speed = {k: n/spread(times[k])['median'] for k,n in (('one table',bs), ('mask by mask',4))}
+    return [dict(way=k, images_per_second=v, speedup=v/speed['mask by mask']) for k,v in speed.items()]
+
 # %% ../../nbs/76_study.bench.ipynb #fca9e926
 _GROWTH = dict(n_regions=(2,3,4), size=(32,64,128), bs=(1,2,4,8,16)) # What grows
 _MIDDLE = dict(n_regions=2, size=64, bs=4, nf=16) # Where the others stay
@@ -124,7 +169,7 @@ def benchmark(
     quick:bool=False, # Everything at its smallest, to see that it works?
     progress:bool=True, # Show progress bars?
     **same # Options that all variants have in common
-)->dict: # 'machine', 'settings', 'ceilings', 'variants', 'inference', 'loading'; 'flags' and 'scaling' where asked for
+)->dict: # 'machine', 'settings', 'ceilings', 'variants', 'inference', 'loading', 'scores'; 'flags' and 'scaling' where asked for
     "Measure training, inference and loading in one run"
     device,_ = pick_device(device),_Asked(size=size, n_regions=n_regions, seconds=seconds)
     if device.type == 'cpu': keep_memory() # as training does
@@ -142,6 +187,7 @@ def benchmark(
     masks = dict(nf=alike['nf_mask'] or alike['nf'], compiled=compiled)
     res['inference'] = _compare_inference(size, (1,4) if quick else (1,32), seconds=seconds/4, **masks, **opts)
     res['loading'] = _compare_loading(size, bs, str(device), n=max(256, 2*max(bs)), seconds=seconds/20)
+    res['scores'] = _compare_scores(size, 4 if quick else 32, str(device), seconds/20)
     if flags: res['flags'] = compare_flags(size, bs[0], n_regions=n_regions, seconds=seconds, **opts, **same)
     small = dict(growth=dict(n_regions=(2,3), size=(32,64), bs=(1,2)), middle=_MIDDLE|dict(size=32, bs=2, nf=4))
     if scaling: res['scaling'] = _compare_growth(seconds=seconds/2, **(small if quick else {}), **opts)
@@ -177,6 +223,7 @@ def benchmark_text(
     parts = [_head(res), 'matrix products reach ' + ', '.join(f'{v/1e9:.4g} GFLOP/s in {k}' for k,v in res['ceilings'].items())]
     parts += ['\ntraining, images to redraw', _benchmark_table(res).to_string()]
     parts += ['\nmasks alone', show(res['inference']), '\ndata alone', show(res['loading'])]
+    if 'scores' in res: parts += ['\nscores of scenes with 11 segments', show(res['scores'])]
     flags = '\neach flag of fast: speedup when added to paper; speedup of fast over fast without it'
     if 'flags' in res: parts += [flags, show(res['flags'])]
     if 'scaling' in res: parts += ['\nseconds of a step as one thing grows', show(res['scaling'])]
