@@ -19,7 +19,7 @@ from ..metrics import RegionScores
 from ..models.student import Student
 from ..train.recipes import get_recipe
 from ..use.choose import choose_teacher
-from ..use.pseudo import object_masks, parse_pseudo
+from ..use.pseudo import keep_pseudo, object_masks, parse_pseudo
 from ..use.refine import REFINE, refine
 from ..weights import checkpoint_model, packaged_folder, safe_load
 from .results import plain_json, write_json
@@ -82,6 +82,8 @@ def _teach_folder(out, settings):
             if new: folder.rmdir()
 
 # %% ../../nbs/79_study.teach.ipynb #79c00002
+_LOOK_AT = 40 # Pictures from which `auto` chooses
+
 def _chosen_teacher(
     out:Path, # Folder of the run
     src, # Data set
@@ -97,7 +99,8 @@ def _chosen_teacher(
         except (KeyError, RedoError): raise RedoError(f'{file} is damaged: teach in another folder') from None
     if not -2**63 <= seed < 2**64: raise RedoError(f'seed={brief(seed)}: use a whole number from 0 to 2**64-1')
     pics = src.pictures('train', (size,)*2, 'antialias').images
-    c = choose_teacher(pics, steps=0, seed=seed, progress=progress is True)
+    c = choose_teacher(pics, most=_LOOK_AT, steps=0, seed=seed, criteria=(), progress=progress is True)
+    if c.masks is not None and len(c.masks) == len(pics): keep_pseudo(pics, f'{c.teacher}@{size}', c.masks) # for training
     rows = c.table.rename_axis('teacher').reset_index().to_dict('records')
     res = plain_json(dict(teacher_chosen=c.teacher, teacher_why=c.why, teacher_table=rows))
     write_json(file, res)
