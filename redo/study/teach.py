@@ -82,8 +82,6 @@ def _teach_folder(out, settings):
             if new: folder.rmdir()
 
 # %% ../../nbs/79_study.teach.ipynb #79c00002
-_LOOK_AT = 40 # Pictures from which `auto` chooses
-
 def _chosen_teacher(
     out:Path, # Folder of the run
     src, # Data set
@@ -99,7 +97,7 @@ def _chosen_teacher(
         except (KeyError, RedoError): raise RedoError(f'{file} is damaged: teach in another folder') from None
     if not -2**63 <= seed < 2**64: raise RedoError(f'seed={brief(seed)}: use a whole number from 0 to 2**64-1')
     pics = src.pictures('train', (size,)*2, 'antialias').images
-    c = choose_teacher(pics, most=_LOOK_AT, steps=0, seed=seed, criteria=(), progress=progress is True)
+    c = choose_teacher(pics, steps=0, seed=seed, criteria=(), progress=progress is True)
     if c.masks is not None and len(c.masks) == len(pics): keep_pseudo(pics, f'{c.teacher}@{size}', c.masks) # for training
     rows = c.table.rename_axis('teacher').reset_index().to_dict('records')
     res = plain_json(dict(teacher_chosen=c.teacher, teacher_why=c.why, teacher_table=rows))
