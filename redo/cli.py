@@ -365,7 +365,7 @@ def _teach_report(s, out):
 
 # %% ../nbs/81_cli.ipynb #6340c1fb
 @command(['redo-teach flowers17 --out taught', 'redo-teach flowers17 --out taught --rounds 2 --install',
-    "redo-teach my_pictures/ --out taught --teacher 'grabcut&kmeans' --steps 300"], lines=True)
+    "redo-teach my_pictures/ --out taught --teacher 'grabcut&kmeans' --steps 600"], lines=True)
 def redo_teach(
     spec:str, # Data set, as flowers17, or a folder of pictures
     out:str=None, # Folder of the run (default: a new one, redo-SPEC-N)
@@ -374,7 +374,7 @@ def redo_teach(
     teacher:str='auto', # auto (chosen without labels), grabcut:MARGIN, kmeans, iem; several by + (mean) or & (agreement); refined:both:RUN
     rounds:int=1, # Networks, each but the first taught by the refined masks of the one before
     refine:str='both', # Refinement between rounds: guided, grabcut, both or none
-    steps:int=600, # Batches in a round
+    steps:int=None, # Batches in a round (default: from 150 to 600, two for each picture)
     nf_mask:int=None, # Width of the network (default: the student's)
     n_res:int=None, # Its residual blocks (default: the student's)
     bs:int=None, # Pictures in a batch (default: the student's)

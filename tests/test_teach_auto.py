@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 from redo.cli import redo_teach
 from redo.core import model_class
+from redo.data.spec import get_source
 
 lesson = '--size 32 --net-size 32 --nf-mask 8 --n-res 0 --bs 4 --steps 3 --device cpu --no-test --no-previews --no-progress'.split()
 
@@ -58,3 +59,20 @@ def test_nothing_to_choose_from(teach):
     assert rc == 1 and err.count('\n') == 1 and 'no teacher has a plausible mask' in err and not os.path.exists('a')
     rc,said,err = teach('few', '--out', 'a', '--seed', str(2**64))
     assert rc == 1 and err.count('\n') == 1 and 'seed' in err and not os.path.exists('a')
+
+def test_the_choice_is_cheap(teach, monkeypatch):
+    "A teacher of few pictures cuts each once, and the lesson is as long as they want"
+    import redo.use.pseudo as pseudo
+    real,cut = pseudo._margin_grabcut,[]
+    def count(*args, **kw): cut.append(kw['margin']); return real(*args, **kw)
+    def stop(*args, **kw): raise KeyboardInterrupt
+    monkeypatch.setattr(pseudo, '_margin_grabcut', count)
+    monkeypatch.setattr(pseudo, 'pseudo_labels', lambda *args: 1/0) # the choice has made them
+    at = lesson.index('--steps')
+    monkeypatch.setitem(globals(), 'lesson', lesson[:at]+lesson[at+2:])
+    with monkeypatch.context() as m:
+        m.setattr(model_class('student'), 'losses', stop)
+        rc,_,err = teach('few', '--out', 'a')
+    assert rc == 130 and json.loads(Path('a/run.json').read_text())['steps'] == 150, err
+    n = len(get_source('few').names['train'])
+    assert {o: cut.count(o) for o in cut} == {.02: n, .05: n, .1: n, .15: n}

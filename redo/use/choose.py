@@ -150,7 +150,8 @@ class TeacherChoice:
     "A teacher that was chosen without labels"
     teacher:str # As for `parse_teacher`
     why:str # Why, in one line
-    table:pd.DataFrame # A row a teacher: its criteria, and 'rank', the mean of its ranks by all of them
+    table:pd.DataFrame # A row a teacher: its criteria (NaN: not looked at), and 'rank', the mean of its ranks by all of them
+    masks:Tensor=None # What it says of the pictures that were looked at, (n,H,W) in [0,1]
 
 def _decide(
     table:pd.DataFrame, # Criteria of every teacher
@@ -187,6 +188,7 @@ def choose_teacher(
     most:int=100, # Pictures to look at, drawn from all
     steps:int=150, # Batches of a small student; 0: none is trained
     seed:int=0, # Seed
+    criteria:tuple=CRITERIA, # What is looked at beside `by`; a vote needs 'plausible' and 'agree' alone
     said:dict=None, # What single teachers and votes say of all `images`, where it is known: teacher -> (N,H,W)
     progress:bool=False # Show progress bars?
 )->TeacherChoice:
@@ -195,18 +197,20 @@ def choose_teacher(
     i = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:most].sort().values
     x,few = images[i],max(1, int(len(i)*.4))
     said = _masks_of(x, teachers, progress) if said is None else {t: m[i] for t,m in said.items()}
-    crop = mirrored_crops(few, seed=seed)
-    moved,flat = _masks_of(crop(x[:few]), teachers, progress),(x == x[:,:,:1,:1]).flatten(1).all(1)
+    crop,criteria = mirrored_crops(few, seed=seed),CRITERIA if by == 'rank' else {*criteria,'plausible','agree',by}
+    moved,flat = _masks_of(crop(x[:few]), teachers, progress) if 'stable' in criteria else {},(x == x[:,:,:1,:1]).flatten(1).all(1)
     ok = {t: plausible(m) & ~flat for t,m in said.items()}
     if not any(o.any() for o in ok.values()):
         raise RedoError(f'no teacher has a plausible mask (object on 5% to 85% of the picture) of any of {len(x)} pictures: use others')
     vote = _vote_of_kinds(said, ok, teachers)
-    for o in (said, moved): o |= {vote: join_teachers([o[t] for t in _singles([vote])], vote)} if vote else {}
+    for o in filter(None, (said, moved)): o |= {vote: join_teachers([o[t] for t in _singles([vote])], vote)} if vote else {}
     ok = {t: plausible(m) & ~flat for t,m in said.items()}
-    def student(t): return _heldout(x, said[t], steps, seed).mean().item() if steps and len(x) >= _ENOUGH else np.nan
-    def seen(t): return dict(plausible=ok[t].float(), stable=_iou(crop(said[t][:few]), moved[t])*ok[t][:few],
-        edges=edge_ratio(x, said[t])*ok[t], agree=_agreement(said, t)*ok[t])
+    ways = dict(plausible=lambda t: ok[t].float(), stable=lambda t: _iou(crop(said[t][:few]), moved[t])*ok[t][:few],
+        edges=lambda t: edge_ratio(x, said[t])*ok[t], agree=lambda t: _agreement(said, t)*ok[t],
+        student=lambda t: _heldout(x, said[t], steps, seed) if steps and len(x) >= _ENOUGH else torch.tensor(torch.nan))
     every = list(dict.fromkeys([*teachers, *([vote] if vote else [])]))
     bar = progress_bar(every, leave=False, comment='criteria') if progress else every
-    table = pd.DataFrame({t: {k: v.mean().item() for k,v in seen(t).items()} | dict(student=student(t)) for t in bar}).T
-    return _decide(table, by, len(x), vote)
+    table = pd.DataFrame({t: {k: f(t).mean().item() if k in criteria else np.nan for k,f in ways.items()} for t in bar}).T
+    res = _decide(table, by, len(x), vote)
+    res.masks = said[res.teacher]
+    return res

@@ -1,4 +1,4 @@
-"""There are several ways to cut an object out of a photograph, and none is always the best. Which one should a photograph get that nobody has seen?
+"""There are several ways to cut an object out of a photograph, none always the best: which one for a new photograph?
 
 Docs: https://redo-segmentation.github.io/redo/use.methods.html.md"""
 
@@ -112,8 +112,9 @@ class Vote(WholePicture):
         return f'most weight in {len(self.weights)} pictures: ' + ', '.join(f'{k} {n}' for k,n in lead.most_common())
 
 # %% ../../nbs/67_use.methods.ipynb #67a0001c
-METHODS = {'auto': 'trained, grabcut and iem vote on each picture', 'trained': 'by a trained model', 'grabcut': 'by what differs in color from the frame',
-           'iem': 'by what the rest of the picture does not predict', 'kmeans': 'by two clusters of color'}
+METHODS = {'auto': 'trained, grabcut and iem vote on each picture', 'trained': 'by a trained model',
+           'grabcut': 'by what differs in color from the frame', 'iem': 'by what the rest of the picture does not predict',
+           'kmeans': 'by two clusters of color'}
 
 def method_model(
     method:str='auto', # One of `METHODS`
@@ -123,7 +124,8 @@ def method_model(
 )->Decomposer:
     "A model that cuts by this method"
     if method not in METHODS: raise RedoError(f"unknown method '{method}': known are {', '.join(METHODS)}")
-    if model is not None and method not in ('auto','trained'): raise RedoError(f"method '{method}' has no weights, so model={model} has no place here: leave one of them out")
+    if model is not None and method not in ('auto','trained'):
+        raise RedoError(f"method '{method}' has no weights, so model={model} has no place here: leave one of them out")
     if method == 'trained': return as_model(model or 'flowers', device)
     if method == 'iem': return _whole_iem(size or 64).to(pick_device(device))
     net = Vote(model or 'flowers', device) if method == 'auto' else {'grabcut': GrabCut, 'kmeans': KMeans}[method]()
@@ -167,7 +169,8 @@ def strip(self:Comparison,
 )->Image.Image: # RGB
     "Picture, overlay of each method, and the cut-out of the last, with labels"
     *_,(last,seg) = self.results.items()
-    shown = {'picture': self.image} | {f'{k}, {self.seconds[k]:.1f} s': o.overlay() for k,o in self.results.items()} | {f'cut-out by {last}': on_checkers(seg.cutout())}
+    shown = {f'{k}, {self.seconds[k]:.1f} s': o.overlay() for k,o in self.results.items()}
+    shown = {'picture': self.image} | shown | {f'cut-out by {last}': on_checkers(seg.cutout())}
     w = max(90, round(self.image.width*height/self.image.height))
     res,font = Image.new('RGB', (len(shown)*(w+4)-4, height+18), 'white'),ImageFont.load_default(12)
     draw = ImageDraw.Draw(res)

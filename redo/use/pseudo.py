@@ -6,17 +6,19 @@ Docs: https://redo-segmentation.github.io/redo/use.pseudo.html.md"""
 
 # %% auto #0
 __all__ = ['to_size', 'parse_teacher', 'join_teachers', 'teacher_masks', 'plausible', 'object_masks', 'refined_objects',
-           'object_region', 'mask_iou', 'trusted', 'parse_pseudo', 'shrink_masks', 'pseudo_labels', 'make_pseudo']
+           'object_region', 'mask_iou', 'trusted', 'parse_pseudo', 'shrink_masks', 'pseudo_labels', 'keep_pseudo',
+           'make_pseudo']
 
 # %% ../../nbs/65_use.pseudo.ipynb #e3206543
 import hashlib, numpy as np, torch, torch.nn.functional as F, warnings
+from functools import partial
 from pathlib import Path
 from fastprogress.fastprogress import progress_bar
 from torch import Tensor
 from ..core import *
 from ..files import *
 from ..data.spec import Pictures, Source
-from ..data.images import tensor_hash
+from ..data.images import parallel_map, tensor_hash
 from ..data.cache import load_cached, save_cached
 from ..data.loaders import register_input
 from ..models.iem import IEM
@@ -108,11 +110,11 @@ def teacher_masks(
     teacher:str='grabcut', # As for `parse_teacher`
     progress:bool=False # Show a progress bar?
 )->Tensor: # (N,H,W) in [0,1]; NaN where teachers that must agree do not
-    "What teachers say: how likely each pixel is object"
+    "What teachers say: how likely each pixel is object; GrabCut works in threads"
     def one(name, kw):
         if name == 'iem': return _iem_objects(imgs, **kw).float()
-        f = dict(grabcut=_margin_grabcut, kmeans=_kmeans_object)[name]
-        return torch.stack([f(o, **kw) for o in (progress_bar(imgs, leave=False) if progress else imgs)]).float()
+        if name == 'grabcut': return torch.stack(parallel_map(partial(_margin_grabcut, **kw), list(imgs), progress)).float()
+        return torch.stack([_kmeans_object(o, **kw) for o in (progress_bar(imgs, leave=False) if progress else imgs)]).float()
     return join_teachers([one(*o) for o in parse_teacher(teacher)], teacher)
 
 # %% ../../nbs/65_use.pseudo.ipynb #bf9765b8
@@ -211,6 +213,14 @@ def shrink_masks(
     if tuple(masks.shape[-2:]) == ((size,size) if isinstance(size, int) else tuple(size)): return masks.float()
     return F.interpolate(masks.float()[:,None], size=size, mode='area')[:,0]
 
+def _plausible_only(masks, text, progress=False):
+    "Masks, all NaN where they are not plausible; a `RedoError` where none is"
+    keep = plausible(masks)
+    if progress: print(f'{int(keep.sum())} of {len(keep)} masks are plausible')
+    if keep.any(): return torch.where(keep[:,None,None], masks, torch.nan)
+    raise RedoError(f'0 of {len(keep)} masks of {text} are plausible (object on 5% to 85% of the picture), so there is nothing to learn: '
+        'use another teacher or margin, fewer rounds, or other pictures')
+
 def pseudo_labels(
     images:Tensor, # Pictures, (N,3,H,W) uint8
     text:str, # As for `parse_pseudo`
@@ -219,11 +229,7 @@ def pseudo_labels(
     "Pseudo-labels of pictures"
     method,what,_ = parse_pseudo(text)
     masks = teacher_masks(images, what, progress) if method is None else trusted(load_model(what, 'cpu'), images, method, progress=progress)
-    keep = plausible(masks)
-    if progress: print(f'{int(keep.sum())} of {len(keep)} masks are plausible')
-    if keep.any(): return torch.where(keep[:,None,None], masks, torch.nan)
-    raise RedoError(f'0 of {len(keep)} masks of {text} are plausible (object on 5% to 85% of the picture), so there is nothing to learn: '
-        'use another teacher or margin, fewer rounds, or other pictures')
+    return _plausible_only(masks, text, progress)
 
 # %% ../../nbs/65_use.pseudo.ipynb #5c4c58eb
 def _key(images, text):
@@ -233,6 +239,20 @@ def _key(images, text):
         state = load_model(parse_pseudo(text)[1], 'cpu').state_dict()
         parts += [b'object_region']+[k.encode()+tensor_hash(v.flatten()) for k,v in state.items() if isinstance(v, Tensor)]
     return hashlib.blake2b(b'pseudo 1'.join(parts), digest_size=20).hexdigest()
+
+def _save_labels(key, m):
+    "Labels in a byte each, in the cache or, where that is none, in memory"
+    codes = torch.where(m.isnan(), 255, (m*254).round()).byte()
+    saved = save_cached(key, None, dict(masks=tuple(codes.shape[1:])), ((o,) for o in codes.numpy()), len(codes))
+    return saved or (dict(masks=codes), None)
+
+def keep_pseudo(
+    images:Tensor, # Pictures as teachers saw them, (N,3,H,W) uint8
+    text:str, # As for `parse_pseudo`
+    masks:Tensor # What they said, (N,H,W) in [0,1], NaN for unknown
+):
+    "Keep masks of teachers in the cache, where training finds them"
+    if not load_cached(key := _key(images, text)): _save_labels(key, _plausible_only(masks, text))
 
 @register_input('pseudo')
 def make_pseudo(
@@ -246,10 +266,6 @@ def make_pseudo(
     if len(images) != len(pics):
         raise RedoError(f'{source.name} gives {len(images)} pictures at {side} px, {len(pics)} at the size of the model: leave @{side} out')
     key = _key(images, text)
-    if not (got := load_cached(key)):
-        m = pseudo_labels(images, text, source.progress)
-        codes = torch.where(m.isnan(), 255, (m*254).round()).byte()
-        saved = save_cached(key, None, dict(masks=tuple(codes.shape[1:])), ((o,) for o in codes.numpy()), len(codes))
-        got = saved or (dict(masks=codes), None)
+    got = load_cached(key) or _save_labels(key, pseudo_labels(images, text, source.progress))
     codes = got[0]['masks']
     return shrink_masks(torch.where(codes == 255, torch.nan, codes/254), tuple(pics.images.shape[2:]))
