@@ -326,8 +326,7 @@ def _clevr(spec, root, seed): return ArraysSource(spec, root, 'clevr_with_masks'
 @register_source('clevr6', _flags)
 def _clevr6(spec, root, seed): return ArraysSource(spec, root, 'clevr_with_masks', 7, _NUMBERED)
 
-_KINDS = dict(multi_dsprites=('binarized','colored_on_grayscale','colored_on_colored'),
-    objects_room=('train','six_objects','empty_room','identical_color'), tetrominoes=())
-for _name,_variants in _KINDS.items():
-    @register_source(_name, _flags, _variants)
-    def _arrays(spec, root, seed): return ArraysSource(spec, root, '_'.join(filter(None, (spec.name, spec.variant))))
+@register_source('multi_dsprites', _flags, ('binarized','colored_on_grayscale','colored_on_colored'))
+@register_source('objects_room', _flags, ('train','six_objects','empty_room','identical_color'))
+@register_source('tetrominoes', _flags)
+def _arrays(spec, root, seed): return ArraysSource(spec, root, '_'.join(filter(None, (spec.name, spec.variant))))
