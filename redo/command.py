@@ -30,6 +30,7 @@ def command_parser(
     p = anno_parser(func, prog=prog, pos=func.pos)
     p.formatter_class,p.epilog = _Help,'examples:\n' + '\n'.join(f'  {o}' for o in func.examples)
     for a in p._actions:
+        a.metavar = {'(str)': 'TEXT', '(int)': 'N', '(float)': 'X'}.get(a.metavar, a.metavar) # brackets break where lines do
         if a.nargs == 0: a.help = re.sub(r' \(default: (True|False)\)$', '', a.help)
     def error(msg): p.exit(2, f'{prog}: {msg}; see {prog} --help\n')
     p.error = error
