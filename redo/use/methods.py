@@ -130,6 +130,7 @@ def method_model(
     if method == 'iem': return _whole_iem(size or 64).to(pick_device(device))
     net = Vote(model or 'flowers', device) if method == 'auto' else {'grabcut': GrabCut, 'kmeans': KMeans}[method]()
     net.size = own_size(net, size)
+    net.config = net.config | dict(size=net.size)
     return net
 
 def method_refine(
