@@ -25,6 +25,9 @@ class SlotAttentionOptions(Options):
     n_iters:int = option(3, 'Rounds of attention', 1, 20)
     stride:Literal[1,2] = option(1, '2: the encoder looks at every other pixel')
     ups:int = option(4, 'How often the decoder doubles its side of 8', 1, 6)
+    kernel:Literal[3,5] = option(5, 'Of the last but one layer of the decoder')
+    block:int = option(1, 'Side of the square of pixels that the decoder paints at every place', 1, 8)
+    keys:Literal['placed','plain'] = option('placed', "'plain': slots compete for places by what is there alone, which is not in the paper")
     norm:Literal['channels','all'] = option('channels', "'channels' as in the paper; 'all', over places too, as in the benchmark's code")
 
 class _For(Options):
@@ -56,32 +59,39 @@ class SlotAttentionAE(Decomposer):
         self.encoder = nn.Sequential(*[o for c in convs for o in (c, nn.ReLU())])
         self.place,self.place_norm = PlaceEmbedding(nf),_PlaceNorm(nf) if self.norm == 'channels' else nn.LayerNorm((nf,side,side))
         self.mlp = nn.Sequential(nn.Conv2d(nf, nf, 1), nn.ReLU(), nn.Conv2d(nf, nf, 1))
-        self.slots,self.decoder = SlotAttention(nf, self.hidden, self.n_iters),BroadcastDecoder(nf, self.ups, size)
+        self.slots,self.decoder = SlotAttention(nf, self.hidden, self.n_iters),BroadcastDecoder(nf, self.ups, size, self.kernel, self.block)
 
 # %% ../../nbs/36_models.slot_attention.ipynb #84573722
 @patch
-def noise(self:SlotAttentionAE, n, step=None):
+def noise(self:SlotAttentionAE, n, step=None, n_regions=None):
     "What slots begin from, (n,K,nf): new at every step of training, the same for all pictures afterwards"
     g = step_generator(self.seed, 'slots', -1 if step is None else step)
-    if step is None: return torch.randn(1, self.n_regions, self.nf, generator=g).expand(n, -1, -1)
+    if step is None: return torch.randn(1, n_regions or self.n_regions, self.nf, generator=g).expand(n, -1, -1)
     return rank_share(torch.randn(n*n_ranks(), self.n_regions, self.nf, generator=g))
 
 # %% ../../nbs/36_models.slot_attention.ipynb #26b61a02
+@patch
+def tokens(self:SlotAttentionAE, x): return self.mlp(self.place_norm(x)).flatten(2).mT # (B,nf,h,w) -> (B,h*w,nf)
+
 @patch
 def paint(self:SlotAttentionAE,
     x:Tensor, # Pictures, (B,3,H,W) in [-1,1]
     noise:Tensor # (B,K,nf)
 )->Decomposition: # Masks, patches and reconstruction
     "Cut a picture up and paint it again"
-    tokens = self.mlp(self.place_norm(self.place(self.encoder((x+1)/2)))).flatten(2).mT
-    patches,logits = self.decoder(self.slots(tokens, noise))
+    features = self.encoder((x+1)/2)
+    tokens,keys = self.tokens(self.place(features)),self.tokens(features) if self.keys == 'plain' else None
+    patches,logits = self.decoder(self.slots(tokens, noise, keys))
     masks = logits.softmax(1)
     return Decomposition(masks, patches*2-1, (masks[:,:,None]*patches).sum(1)*2-1)
 
 @patch
-def decompose(self:SlotAttentionAE, x):
-    "Masks, patches and reconstruction; slots begin from the same noise for every picture"
-    return self.paint(x, self.noise(len(x)).to(x))
+def decompose(self:SlotAttentionAE,
+    x:Tensor, # Pictures, (B,3,H,W) in [-1,1]
+    n_regions:int=None # Slots, as many as wanted; None: as in training
+)->Decomposition: # Masks, patches and reconstruction
+    "What the picture is made of; slots begin from the same noise for every picture"
+    return self.paint(x, self.noise(len(x), n_regions=n_regions).to(x))
 
 @patch
 def losses(self:SlotAttentionAE,

@@ -54,13 +54,8 @@ def attend(self:SlotAttention, slots, k):
     return (q @ k.mT).softmax(1)
 
 @patch
-def forward(self:SlotAttention,
-    x:Tensor, # Places, (B,N,nf)
-    noise:Tensor # Standard normal, (B,K,nf)
-)->Tensor: # Slots, (B,K,nf)
+def rounds(self:SlotAttention, slots, k, v):
     "Slots after all rounds"
-    slots,x = self.slots_mu + self.slots_logsigma.exp()*noise,self.norm_input(x)
-    k,v = self.to_k(x),self.to_v(x)
     for _ in range(self.n_iters):
         a = self.attend(slots, k)+1e-8
         u = (a/a.sum(-1, keepdim=True)) @ v
@@ -68,18 +63,33 @@ def forward(self:SlotAttention,
         slots = slots + self.mlp(self.norm_pre_ff(slots))
     return slots
 
+@patch
+def forward(self:SlotAttention,
+    x:Tensor, # Places, (B,N,nf)
+    noise:Tensor, # Standard normal, (B,K,nf)
+    keys:Tensor=None # What slots ask of each place, (B,N,nf), where that is not all that they are told
+)->Tensor: # Slots, (B,K,nf), in the type of the noise
+    "What slots come to hold, never in bfloat16"
+    with torch.autocast(x.device.type, enabled=False):
+        x = x.to(noise.dtype)
+        k = self.to_k(self.norm_input(x if keys is None else keys.to(x.dtype)))
+        return self.rounds(self.slots_mu + self.slots_logsigma.exp()*noise, k, self.to_v(self.norm_input(x)))
+
 # %% ../../nbs/22_nets.slots.ipynb #b55843a3
 class BroadcastDecoder(nn.Module):
     "A patch and a mask from each slot"
     def __init__(self,
         nf:int=64, # Features
         ups:int=4, # How often the side of 8 doubles
-        size:int=128 # Side of the pictures; where doubling gives another, it is changed at the end
+        size:int=128, # Side of the pictures; where doubling gives another, it is changed at the end
+        kernel:int=5, # Of the last but one layer; odd
+        block:int=1 # Side of the square of pixels that is painted at every place
     ):
         super().__init__()
         self.size,self.place = size,PlaceEmbedding(nf)
         layers = [o for i in range(ups) for o in (nn.ConvTranspose2d(nf, nf, 5, 2, 2, 1), nn.ReLU())]
-        self.cnn = nn.Sequential(*layers, nn.ConvTranspose2d(nf, nf, 5, 1, 2), nn.ReLU(), nn.ConvTranspose2d(nf, 4, 3, 1, 1))
+        self.cnn = nn.Sequential(*layers, nn.ConvTranspose2d(nf, nf, kernel, 1, kernel//2), nn.ReLU(),
+            nn.ConvTranspose2d(nf, 4*block**2, 3, 1, 1), nn.PixelShuffle(block))
     def forward(self,
         slots:Tensor # (B,K,nf)
     )->tuple: # Patches (B,K,3,H,W), and mask logits (B,K,H,W)
