@@ -140,11 +140,11 @@ def parse_spec(
     if len(text) > 4096: raise RedoError(f"'{one_line(text[:60])}...' has {len(text):,} characters: no data set has such a name")
     if m := re.fullmatch(r'(?is)concat\(([^()]+)\)(.*)', text): text = '+'.join(o.strip() for o in m[1].split(','))+m[2]
     base,path,flags = _split_folder(text)
-    if path is None: base,*flags = re.split(r'-(?![^()]*\))', base)
-    bases = [] if path and not base else [base] if base.lower() in SOURCES else base.split('+')
+    if path is None: base,*flags = (o.strip() for o in re.split(r'-(?![^()]*\))', base))
+    bases = [] if path and not base else [base] if base.lower() in SOURCES else [o.strip() for o in base.split('+')]
     parts = [_check_name(o, one_line(text)) for o in bases]
     if path: parts.append(Spec('folder', path))
-    flags,size = _check_flags([o.lower() for o in flags], parts, one_line(text))
+    flags,size = _check_flags([o.lower() for o in flags if o], parts, one_line(text))
     if len(parts) == 1: return Spec(parts[0].name, parts[0].variant, flags, size)
     return Spec('+'.join(p.name for p in parts), None, flags, size, tuple(parts))
 
