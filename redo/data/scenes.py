@@ -6,7 +6,8 @@ Docs: https://redo-segmentation.github.io/redo/data.scenes.html.md"""
 
 # %% auto #0
 __all__ = ['SCENE_SIZES', 'scene_files', 'scene_range', 'read_scene', 'scene_flags', 'frame_scene', 'crop_share', 'scene_shape',
-           'color_scene', 'fit_scene', 'SceneSource', 'ClevrtexSource', 'npz_files', 'read_npz', 'ArraysSource']
+           'color_scene', 'fit_scene', 'SceneSource', 'ClevrtexSource', 'npz_files', 'read_npz', 'ArraysSource',
+           'arrays_folder']
 
 # %% ../../nbs/14_data.scenes.ipynb #2ed57f80
 import json, os, re
@@ -296,7 +297,7 @@ def npz_files(
 )->list: # Files, the one at place i is scene i
     "Files of a set of arrays, by its manifest or by their names"
     file = folder/'manifest_ind.json'
-    found = read_json(file) if file.exists() else {p.stem: p.relative_to(folder).as_posix() for p in folder.rglob('*.npz')}
+    found = read_json(file) if file.exists() else {p.stem: p.relative_to(folder).as_posix() for p in folder.rglob('*.npz') if p.stem.isdecimal()}
     ok = isinstance(found, dict) and all(isinstance(k, str) and k.isdecimal() and isinstance(v, str) for k,v in found.items())
     if not found or not ok:
         raise RedoError(one_line(f'{file if file.exists() else folder} names no scenes (as {{"0": "0/0.npz"}}): check the path'))
@@ -313,6 +314,7 @@ def read_npz(
     try:
         with np.load(regular_file(path)) as o: image,mask,seen = (o[k] for k in ('image','mask','visibility'))
     except Exception as e: raise RedoError(one_line(f'cannot read scene {i}, {path}: {e}; unpack its archive again')) from None
+    if image.ndim == 3 and image.shape[2] == 1: image = image.repeat(3, 2) # Multi-dSprites in black and white
     if image.ndim != 3 or image.shape[2] != 3 or mask.shape[1:3] != image.shape[:2]:
         raise RedoError(one_line(f'scene {i}, {path}: image {image.shape} and mask {mask.shape} are no scene, (H,W,3) and (K,H,W,1)'))
     return image,(mask.reshape(len(mask), *image.shape[:2]) > 127).argmax(0).astype(np.uint8),seen
@@ -350,17 +352,25 @@ class ArraysSource(SceneSource):
 _flags = tuple(f'(?:{o})' for o in _SCENE_FLAGS.values())
 _NUMBERED = dict(test=(0,15_000), valid=(15_000,30_000), train=(30_000,10**9))
 
+def arrays_folder(
+    spec # Of a set of arrays
+)->str: # As 'multi_dsprites_binarized'
+    "Name of the folder of a set of arrays"
+    spec = parse_spec(spec)
+    if spec.name in ('clevr','clevr6'): return 'clevr_with_masks'
+    return '_'.join(filter(None, (spec.name, spec.variant)))
+
 @register_source('clevrtex', _flags, ('full','pbg','vbg','grassbg','camo','outd','v0'))
 def _clevrtex(spec, root, seed): return ClevrtexSource(spec, root)
 
 @register_source('clevr', _flags)
 @register_source('clevr_with_masks', _flags)
-def _clevr(spec, root, seed): return ArraysSource(spec, root, 'clevr_with_masks', parts=_NUMBERED)
+def _clevr(spec, root, seed): return ArraysSource(spec, root, arrays_folder(spec), parts=_NUMBERED)
 
 @register_source('clevr6', _flags)
-def _clevr6(spec, root, seed): return ArraysSource(spec, root, 'clevr_with_masks', 7, _NUMBERED)
+def _clevr6(spec, root, seed): return ArraysSource(spec, root, arrays_folder(spec), 7, _NUMBERED)
 
 @register_source('multi_dsprites', _flags, ('binarized','colored_on_grayscale','colored_on_colored'))
 @register_source('objects_room', _flags, ('train','six_objects','empty_room','identical_color'))
 @register_source('tetrominoes', _flags)
-def _arrays(spec, root, seed): return ArraysSource(spec, root, '_'.join(filter(None, (spec.name, spec.variant))))
+def _arrays(spec, root, seed): return ArraysSource(spec, root, arrays_folder(spec))
