@@ -25,6 +25,8 @@ from .data.photos import *
 from .data.loaders import *
 from .nets.redo import *
 from .losses import *
+from .data.convert import convert_scenes
+from .data.render import render_scenes
 
 # %% ../nbs/90_all.ipynb #545096a3
 from .config import Options, option, number, option_table

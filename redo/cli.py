@@ -6,7 +6,7 @@ Docs: https://redo-segmentation.github.io/redo/cli.html.md"""
 
 # %% auto #0
 __all__ = ['redo_train', 'redo_segment', 'redo_redraw', 'redo_evaluate', 'redo_export', 'redo_benchmark', 'redo_experiment',
-           'redo_teach', 'redo_report']
+           'redo_teach', 'redo_report', 'redo_render']
 
 # %% ../nbs/81_cli.ipynb #a0ae5579
 from contextlib import contextmanager
@@ -424,3 +424,25 @@ def redo_report(
     file = write_report(folders, out)
     print(f'{file}: {file.stat().st_size/1024:.0f} KB, for any browser')
     return dict(file=str(file))
+
+# %% ../nbs/81_cli.ipynb #1ac51739
+@command(['redo-render scenes', 'redo-render scenes --n 2000 --size 128 --variant camo'], lines=True)
+def redo_render(
+    out:str, # Folder that gets clevrtex_VARIANT/
+    n:int=300, # Scenes
+    size:int=240, # Height of the pictures, a third wider than high; ClevrTex has 240
+    variant:str='full', # full, pbg (plain ground), vbg (plain objects), grassbg or camo
+    seed:int=0, # Of the whole set
+    samples:int=32, # Rays through a pixel: more take longer and are less grainy
+    threads:int=0, # Threads of the renderer (default: all)
+    progress:bool=True # Show no progress
+):
+    "Render scenes of many textured objects with Blender, in ClevrTex's layout."
+    check_extra('render', 'bpy')
+    from redo.data.render import render_scenes
+    try: res = render_scenes(out, n, size, variant, seed, samples, threads, progress)
+    except KeyboardInterrupt: raise Stopped(f'stopped; the same command goes on with {out}') from None
+    pace = f" ({res['seconds']/res['new']:.1f} s each)" if res['new'] else ''
+    print(f"{res['scenes']} scenes in {res['folder']}, {res['new']} of them new{pace}")
+    print(f'use them: redo-train "clevrtex:{variant}-crop-(128,128)" --root {out} --model slot_attention')
+    return res | dict(folder=str(res['folder']))
