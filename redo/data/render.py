@@ -302,7 +302,13 @@ def as_srgb(
     c = np.clip(np.nan_to_num(color), 0, 1)
     return (np.where(c <= .0031308, c*12.92, 1.055*c**(1/2.4)-.055)*255).round().astype(np.uint8)
 
-# %% ../../nbs/28_data.render.ipynb #3538248b
+# %% ../../nbs/28_data.render.ipynb #70ff100b
+def _blender():
+    "The module `bpy`"
+    try: import bpy
+    except ImportError as e: raise RedoError(f"rendering needs bpy ({one_line(e)}): pip install '.[render]' in the folder of the project") from None
+    return bpy
+
 def render_scene(
     i:int, # Number of the scene
     size:tuple=(240,320), # (h,w)
@@ -314,8 +320,7 @@ def render_scene(
 )->tuple: # (h,w,3) uint8, index map (h,w) uint8, description
     "A ray-traced scene that is kept; it needs `bpy`"
     if variant not in RENDER_VARIANTS: raise RedoError(f"unknown variant '{variant}': known are {', '.join(RENDER_VARIANTS)}")
-    try: import bpy
-    except ImportError as e: raise RedoError(f"rendering needs bpy ({one_line(e)}): pip install '.[render]' in the folder of the project") from None
+    bpy = _blender()
     for attempt in range(200):
         objects,ground,camera,lights,g = draw_plan(i, attempt, variant, seed, n)
         with warnings.catch_warnings():
@@ -340,7 +345,7 @@ class RenderSource(SceneSource):
         return image,labels
     def known(self, i): return self._last[1] if self._last[0] == i else self.read(i) and self._last[1]
 
-# %% ../../nbs/28_data.render.ipynb #ac16b360
+# %% ../../nbs/28_data.render.ipynb #c0c4f80f
 def render_size(
     side:int # Height of the picture
 )->tuple: # (h,w)
@@ -363,7 +368,7 @@ def render_scenes(
         if v < low: raise RedoError(f'--{k} {v}: it has to be at least {low}')
     if variant not in RENDER_VARIANTS: raise RedoError(f"unknown variant '{variant}': known are {', '.join(RENDER_VARIANTS)}")
     source,folder,hw = RenderSource(n, variant, seed, samples, threads),Path(out).expanduser()/f'clevrtex_{variant}',render_size(size)
-    how,mark = source.how | dict(size=list(hw)),check_folder(folder, 'render.json')/'render.json'
+    how,mark = source.how | dict(size=list(hw), blender='%d.%d' % _blender().app.version[:2]),check_folder(folder, 'render.json')/'render.json'
     was = read_json(mark) if mark.exists() else how
     if diff := [k for k in how if was.get(k) != how[k]]:
         told = ', '.join(f'{k} {was.get(k)}, not {how[k]}' for k in diff)
