@@ -43,8 +43,8 @@ def test_the_same_is_said_later(early, i, tmp_path, monkeypatch, capfd):
 
 def test_extras_before_the_work(tmp_path):
     "Without its extra a command stops before PyTorch is imported, and names a way that works in a clone"
-    pre = "import sys\nfor o in ('onnx','onnxscript','distributed'): sys.modules[o] = None\n"
-    asked = [('redo_export', ['--model','flowers']), ('redo_experiment', ['example','--scheduler','tcp://host:8786'])]
+    pre = "import sys\nfor o in ('onnx','onnxscript','distributed','bpy'): sys.modules[o] = None\n"
+    asked = [('redo_export', ['--model','flowers']), ('redo_experiment', ['example','--scheduler','tcp://host:8786']), ('redo_render', ['new'])]
     done = subprocess.run([sys.executable, '-c', pre+code, json.dumps(asked)], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
-    (rc,err,heavy),(rc2,err2,heavy2) = json.loads(done.stdout)
-    assert (rc, rc2, heavy, heavy2) == (1, 1, [], []) and "onnx: pip install '.[onnx]'" in err and "distributed: pip install '.[dask]'" in err2
+    (rc,err,heavy),(rc2,err2,heavy2),(rc3,err3,heavy3) = json.loads(done.stdout)
+    assert (rc, rc2, rc3, heavy, heavy2, heavy3) == (1, 1, 1, [], [], []) and "bpy: pip install '.[render]'" in err3 and "onnx: pip install '.[onnx]'" in err and "distributed: pip install '.[dask]'" in err2

@@ -9,8 +9,8 @@ __all__ = ['SHAPES', 'SIZES', 'REACH', 'GAP', 'PALETTES', 'PATTERNS', 'MATERIALS
            'objects_gap', 'place_objects', 'Camera', 'pick_materials', 'describe_scene', 'draw_plan', 'fewest_pixels',
            'is_kept', 'read_exr', 'as_srgb', 'render_scene', 'RenderSource', 'render_size', 'render_scenes']
 
-# %% ../../nbs/28_data.render.ipynb #8d69b653
-import contextlib, json, os, re, struct, tempfile, time, warnings
+# %% ../../nbs/28_data.render.ipynb #b10a4f1c
+import contextlib, json, os, re, signal, struct, tempfile, threading, time, warnings
 from itertools import combinations
 from pathlib import Path
 import numpy as np
@@ -22,7 +22,7 @@ from .spec import one_line
 from .scenes import *
 from .shapes import write_scenes
 
-# %% ../../nbs/28_data.render.ipynb #bc6a05b9
+# %% ../../nbs/28_data.render.ipynb #ff0cbf40
 SHAPES = dict(cube=(2**-.5,1.), sphere=(1.,1.), cylinder=(1.,1.), monkey=(1.,1.4)) # Shape -> half height and radius of its circle, in sizes
 SIZES = dict(small=.4, medium=.6, large=.9)
 REACH,GAP = 3.,.15 # How far objects are from the middle, and from each other
@@ -35,6 +35,7 @@ def objects_gap(
     pairs = combinations(map(circle, objects), 2)
     return min((np.linalg.norm(p-q)-a-b for (p,a),(q,b) in pairs), default=np.inf)
 
+# %% ../../nbs/28_data.render.ipynb #2fe67893
 def place_objects(
     g:np.random.Generator, # Of the scene
     n:int # Objects
@@ -95,7 +96,7 @@ def pick_materials(
         if variant == 'vbg': o['color'] = str(g.choice([*COLORS_3D]))
     return dict(pbg='plain', grassbg='grass').get(variant, ground)
 
-# %% ../../nbs/28_data.render.ipynb #f8cc0864
+# %% ../../nbs/28_data.render.ipynb #d3345c11
 def describe_scene(
     objects:list, # From `place_objects`
     ground:str, # Material of the ground
@@ -110,6 +111,7 @@ def describe_scene(
     there = {k: [[int(j) for j in np.flatnonzero(row)] for row in m] for k,m in further.items()}
     return dict(ground_material=ground, directions=ways, objects=objects, relationships=there)
 
+# %% ../../nbs/28_data.render.ipynb #fcfcc205
 def draw_plan(
     i:int, # Number of the scene
     attempt:int=0, # Of this scene, from 0
@@ -125,13 +127,14 @@ def draw_plan(
     lights = np.array([[4.5,-1.5,6.], [-4.,-5.,4.]])+g.uniform(-1, 1, (2,3))
     return objects,ground,camera,lights,g
 
-# %% ../../nbs/28_data.render.ipynb #919ed4dd
+# %% ../../nbs/28_data.render.ipynb #1f48e925
 def fewest_pixels(
     size:tuple # (h,w)
 )->float: # 200 at (240,320)
     "More than so many pixels of every object have to be seen"
     return 200*size[0]*size[1]/(240*320)
 
+# %% ../../nbs/28_data.render.ipynb #c6a575b5
 def is_kept(
     labels:np.ndarray, # Index map (h,w)
     n:int # Objects in the scene
@@ -140,7 +143,7 @@ def is_kept(
     seen = np.bincount(labels.ravel(), minlength=n+1)
     return len(seen) == n+1 and bool((seen[1:] > fewest_pixels(labels.shape)).all())
 
-# %% ../../nbs/28_data.render.ipynb #a1a2d03e
+# %% ../../nbs/28_data.render.ipynb #4126a493
 def _exr_header(b):
     "Attributes of an OpenEXR file, and where they end"
     res,at = {},8
@@ -152,6 +155,7 @@ def _exr_header(b):
         res[name],at = (kind, b[at+4:at+4+n]),at+4+n
     return res,at+1
 
+# %% ../../nbs/28_data.render.ipynb #883f161e
 def read_exr(
     path:Path # Uncompressed rows of one part, as Blender writes them
 )->dict: # Channel -> (h,w) float32
@@ -170,7 +174,7 @@ def read_exr(
     got = np.frombuffer(b, rows, h, at+8*h)
     return {k: got[k].astype(np.float32)[np.argsort(got['y'])] for k,_ in channels}
 
-# %% ../../nbs/28_data.render.ipynb #33e89687
+# %% ../../nbs/28_data.render.ipynb #d551e7fe
 def _linear(color):
     "Hexadecimal sRGB as linear RGBA"
     c = np.array([int(color[i:i+2], 16) for i in (0,2,4)])/255
@@ -185,6 +189,7 @@ _NODES = dict(noise=('Noise', {}, dict(Scale=3., Detail=6.), 0), clouds=('Noise'
     dots=('Voronoi', {}, dict(Scale=3.5, Randomness=0.), 0), weave=('Voronoi', dict(distance='CHEBYCHEV'), dict(Scale=3., Randomness=.35), 0)) # Texture, attributes, inputs, output
 _STOPS = dict(cracks=(0,.06,.3), dots=(.25,.32,.6), bricks=(.05,.45,.9), noise=(.3,.5,.7), clouds=(.3,.5,.7)) # Where colors lie; else (0,.5,1)
 
+# %% ../../nbs/28_data.render.ipynb #48c58eb0
 def _pattern(nodes, link, name, g, tone):
     "Color and height of a pattern somewhere in space"
     kind,attrs,inputs,out = _NODES[name]
@@ -221,7 +226,7 @@ def _material(bpy, name, g, color=None):
     surface.inputs['Roughness'].default_value,surface.inputs['Metallic'].default_value = rough,metal
     return m
 
-# %% ../../nbs/28_data.render.ipynb #74c50339
+# %% ../../nbs/28_data.render.ipynb #00dbb514
 def _add_object(bpy, shape, half, at, rotation):
     "One mesh on the ground"
     add,place = bpy.ops.mesh,dict(location=at, rotation=(0,0,np.deg2rad(rotation)))
@@ -238,9 +243,32 @@ def _add_object(bpy, shape, half, at, rotation):
     o.data.polygons.foreach_set('use_smooth', [shape in ('sphere','monkey') or shape == 'cylinder' and len(p.vertices) == 4 for p in o.data.polygons])
     return o
 
+# %% ../../nbs/28_data.render.ipynb #6477e56b
+def _pose(camera):
+    "A camera's place and axes as Blender has them, (4,4): it looks along -z"
+    m = np.eye(4)
+    m[:3,:3],m[:3,3] = (camera.frame*[[1],[1],[-1]]).T,camera.place
+    return m.tolist()
+
+def _light_scene(bpy, camera, lights):
+    "The camera, two area lights and the sky"
+    from mathutils import Matrix
+    scene = bpy.context.scene
+    for at,power in zip(lights, (500,160)):
+        bpy.ops.object.light_add(type='AREA', location=at)
+        it = bpy.context.object
+        it.data.energy,it.data.size,it.matrix_world = power,2.5,Matrix(_pose(Camera(at)))
+    bpy.ops.object.camera_add()
+    it = scene.camera = bpy.context.object
+    it.data.lens,it.data.sensor_width,it.matrix_world = 35,32,Matrix(_pose(camera))
+    world = scene.world = bpy.data.worlds.new('sky')
+    world.use_nodes = True
+    sky = world.node_tree.nodes['Background'].inputs
+    sky[0].default_value,sky[1].default_value = (.75,.8,.9,1),.35
+
+# %% ../../nbs/28_data.render.ipynb #dc2a4a2d
 def _build(bpy, objects, ground, camera, lights, g):
     "Everything that is seen; what was there before is gone"
-    from mathutils import Matrix
     bpy.ops.wm.read_factory_settings(use_empty=True)
     bpy.ops.mesh.primitive_plane_add(size=80)
     bpy.context.object.data.materials.append(_material(bpy, ground, g))
@@ -248,24 +276,9 @@ def _build(bpy, objects, ground, camera, lights, g):
         it = _add_object(bpy, o['shape'], SIZES[o['size']]*SHAPES[o['shape']][0], o['3d_coords'], o['rotation'])
         it.pass_index = o['index']
         it.data.materials.append(_material(bpy, o['material'], g, o.get('color')))
-    for at,power in zip(lights, (500,160)):
-        bpy.ops.object.light_add(type='AREA', location=at)
-        it = bpy.context.object
-        it.data.energy,it.data.size,it.matrix_world = power,2.5,Matrix(_pose(Camera(at)))
-    bpy.ops.object.camera_add()
-    it = bpy.context.scene.camera = bpy.context.object
-    it.data.lens,it.data.sensor_width,it.matrix_world = 35,32,Matrix(_pose(camera))
-    world = bpy.context.scene.world = bpy.data.worlds.new('sky')
-    world.use_nodes = True
-    world.node_tree.nodes['Background'].inputs[0].default_value,world.node_tree.nodes['Background'].inputs[1].default_value = (.75,.8,.9,1),.35
+    _light_scene(bpy, camera, lights)
 
-def _pose(camera):
-    "A camera's place and axes as Blender has them, (4,4): it looks along -z"
-    m = np.eye(4)
-    m[:3,:3],m[:3,3] = (camera.frame*[[1],[1],[-1]]).T,camera.place
-    return m.tolist()
-
-# %% ../../nbs/28_data.render.ipynb #1a7ebb13
+# %% ../../nbs/28_data.render.ipynb #99e781a9
 @contextlib.contextmanager
 def _hushed():
     "Nothing on stdout while Blender talks, whose lines do not come from Python"
@@ -276,6 +289,18 @@ def _hushed():
         os.dup2(old, 1)
         for o in (old,null): os.close(o)
 
+@contextlib.contextmanager
+def _stoppable():
+    "Ctrl-C stops after the picture: while Blender renders, it would be lost"
+    hit,old = [],signal.getsignal(signal.SIGINT)
+    mine = callable(old) and threading.current_thread() is threading.main_thread()
+    if mine: signal.signal(signal.SIGINT, lambda *a: hit.append(a))
+    try: yield
+    finally:
+        if mine: signal.signal(signal.SIGINT, old)
+    if hit: raise KeyboardInterrupt
+
+# %% ../../nbs/28_data.render.ipynb #9c1006db
 def _shoot(bpy, size, samples, seed, threads):
     "Linear colors (h,w,3) and index map (h,w) of the scene as it is"
     scene,r = bpy.context.scene,bpy.context.scene.render
@@ -288,13 +313,14 @@ def _shoot(bpy, size, samples, seed, threads):
     r.image_settings.file_format = 'OPEN_EXR_MULTILAYER'
     if hasattr(r.image_settings, 'use_exr_interleave'): r.image_settings.use_exr_interleave = True
     r.image_settings.exr_codec,r.image_settings.color_depth = 'NONE','32'
-    with tempfile.TemporaryDirectory() as tmp, _hushed():
+    with tempfile.TemporaryDirectory() as tmp, _hushed(), _stoppable():
         r.filepath = f'{tmp}/it.exr'
         bpy.ops.render.render(write_still=True)
         got = read_exr(r.filepath)
     color = np.stack([next(v for k,v in got.items() if k.endswith(f'Combined.{c}')) for c in 'RGB'], -1)
     return color,next(v for k,v in got.items() if re.search(r'\.(IndexOB|Object Index)\.', k)).round().astype(np.uint8)
 
+# %% ../../nbs/28_data.render.ipynb #f7401fcb
 def as_srgb(
     color:np.ndarray # Linear, any shape
 )->np.ndarray: # uint8
@@ -302,13 +328,14 @@ def as_srgb(
     c = np.clip(np.nan_to_num(color), 0, 1)
     return (np.where(c <= .0031308, c*12.92, 1.055*c**(1/2.4)-.055)*255).round().astype(np.uint8)
 
-# %% ../../nbs/28_data.render.ipynb #70ff100b
+# %% ../../nbs/28_data.render.ipynb #c39e6f5f
 def _blender():
     "The module `bpy`"
     try: import bpy
     except ImportError as e: raise RedoError(f"rendering needs bpy ({one_line(e)}): pip install '.[render]' in the folder of the project") from None
     return bpy
 
+# %% ../../nbs/28_data.render.ipynb #9cbdbdbb
 def render_scene(
     i:int, # Number of the scene
     size:tuple=(240,320), # (h,w)
@@ -345,7 +372,7 @@ class RenderSource(SceneSource):
         return image,labels
     def known(self, i): return self._last[1] if self._last[0] == i else self.read(i) and self._last[1]
 
-# %% ../../nbs/28_data.render.ipynb #c0c4f80f
+# %% ../../nbs/28_data.render.ipynb #e237d95b
 def render_size(
     side:int # Height of the picture
 )->tuple: # (h,w)
@@ -353,6 +380,16 @@ def render_size(
     if not 32 <= side <= 1080: raise RedoError(f'--size {side}: pictures are from 32 to 1080 pixels high')
     return side,round(side*4/3)
 
+def _check_settings(folder, how):
+    "File of the settings of a folder and the settings; a `RedoError` where it was begun with others"
+    how,mark = how | dict(blender='%d.%d' % _blender().app.version[:2]),check_folder(folder, 'render.json')/'render.json'
+    was = read_json(mark) if mark.exists() else how
+    if diff := [k for k in how if was.get(k) != how[k]]:
+        told = ', '.join(f'{k} {was.get(k)}, not {how[k]}' for k in diff)
+        raise RedoError(one_line(f'{folder} holds scenes of other settings ({told}): use those, or another folder'))
+    return mark,how
+
+# %% ../../nbs/28_data.render.ipynb #613c62a6
 def render_scenes(
     out:Path, # Gets clevrtex_VARIANT/
     n:int=300, # Scenes
@@ -368,14 +405,10 @@ def render_scenes(
         if v < low: raise RedoError(f'--{k} {v}: it has to be at least {low}')
     if variant not in RENDER_VARIANTS: raise RedoError(f"unknown variant '{variant}': known are {', '.join(RENDER_VARIANTS)}")
     source,folder,hw = RenderSource(n, variant, seed, samples, threads),Path(out).expanduser()/f'clevrtex_{variant}',render_size(size)
-    how,mark = source.how | dict(size=list(hw), blender='%d.%d' % _blender().app.version[:2]),check_folder(folder, 'render.json')/'render.json'
-    was = read_json(mark) if mark.exists() else how
-    if diff := [k for k in how if was.get(k) != how[k]]:
-        told = ', '.join(f'{k} {was.get(k)}, not {how[k]}' for k in diff)
-        raise RedoError(one_line(f'{folder} holds scenes of other settings ({told}): use those, or another folder'))
+    mark = _check_settings(folder, source.how | dict(size=list(hw)))
     with folder_lock(folder):
-        if not mark.exists():
-            with atomic_path(mark) as f: f.write_text(json.dumps(how))
+        if not mark[0].exists():
+            with atomic_path(mark[0]) as f: f.write_text(json.dumps(mark[1]))
         for o in folder.iterdir():
             if o.is_dir(): remove_leftovers(o, (r'CLEVRTEX_.*',))
         new = [i for i in range(n) if not (folder/str(i//1000)/f'CLEVRTEX_{variant}_{i:06d}.json').exists()]
