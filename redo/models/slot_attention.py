@@ -45,7 +45,8 @@ class SlotAttentionAE(Decomposer):
     "Slot Attention, painting the picture it is shown"
     Options,permutes = SlotAttentionOptions,True
     recipes = dict(slot_attention=dict(steps=500_000, bs=64, lr=4e-4, betas=(.9,.999), warm=.02, decay=1.),
-        slot_attention_small=dict(base='slot_attention', nf=32, hidden=64, stride=2, ups=2, steps=3000, bs=32, lr=2e-3, warm=.1, decay=.5))
+        slot_attention_small=dict(base='slot_attention', nf=32, hidden=64, stride=2, ups=1, kernel=3, block=2, keys='plain',
+            steps=11_000, bs=16, lr=1e-3, warm=.05, decay=.5, bf16=True))
     def __init__(self,
         n_regions:int=11, # Slots
         size:int=128, # Side of the pictures
