@@ -23,13 +23,14 @@ class Schedule:
     ): # A number, a tuple or a text
         "The value at a step"
         raise TypeError(f'{type(self).__name__} does not define `value`')
-    def parts(self)->list: return [] # Schedules within it
+    def ends(self)->list: return [] # Values between which all others lie
 
 @dataclass
 class Constant(Schedule):
     "One value"
     what:object # Number, tuple or text
     def value(self, step, total): return self.what
+    def ends(self): return [self.what]
 
 def _count(d, total): return d if isinstance(d, int) else int(d*total)
 
@@ -43,6 +44,7 @@ class Line(Schedule):
     def value(self, step, total):
         last = _count(self.d, total)-1
         return self.a if last < 1 else self.b if step >= last else self.a+(self.b-self.a)*step/last
+    def ends(self): return [self.a, self.b]
 
 # %% ../nbs/48_schedules.ipynb #4d0957b9
 @dataclass
@@ -54,7 +56,7 @@ class Change(Schedule):
     def value(self, step, total):
         d = max(0, _count(self.d, total))
         return self.first.value(step, d) if d and step <= d else self.then.value(step-d, total-d)
-    def parts(self): return [self.first, self.then]
+    def ends(self): return [*self.first.ends(), *self.then.ends()]
 
 # %% ../nbs/48_schedules.ipynb #fa804bbc
 def split_outside(
