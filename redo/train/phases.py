@@ -241,13 +241,16 @@ class Scheduled(RunCallback):
         schedules:dict, # Attribute -> schedule, as text
         n:int # Steps of the whole run, where no `StepBudget` says so
     ): self.schedules,self.n,self.values = {k: parse_schedule(v) for k,v in schedules.items()},n,{}
-    def begin(self): self.total,self.each = getattr(getattr(self.learn, 'step_budget', None), 'n', self.n),epoch_steps(self.dls.train)
+    def begin(self): self.n = getattr(getattr(self.learn, 'step_budget', None), 'n', self.n)
+    def at(self, step)->dict: # Attribute -> value
+        "Values after so many finished steps"
+        per = {k: 1 if s.per_step else epoch_steps(self.dls.train) for k,s in self.schedules.items()}
+        return {k: s.value(step//per[k], -(-self.n//per[k])) for k,s in self.schedules.items()}
     def before_batch(self):
-        for k,s in self.schedules.items():
-            per = 1 if s.per_step else self.each
-            self.values[k] = set_scheduled(self.net, k, s, self.net.step//per, -(-self.total//per))
+        self.values = self.at(self.net.step)
+        for k,v in self.values.items(): setattr(*owner_of(self.net, k), v)
     def before_backward(self):
-        told = {f'schedule.{k}': torch.tensor(float(v), device=self.learn.loss.device) for k,v in self.values.items() if v is not None}
+        told = {f'schedule.{k}': torch.tensor(float(v), device=self.learn.loss.device) for k,v in self.values.items() if isinstance(v, (int,float))}
         self.learn.phase_losses.update(told)
 
 # %% ../../nbs/50_train.phases.ipynb #a2729692
@@ -298,6 +301,7 @@ class Plateau(RunCallback):
         if self.bad > self.patience: self.bad,self.falls = 0,self.falls+1
     def rates(self, lr): # Learning rates of the groups, an array -> what is left of them
         return np.where(lr > self.floor, np.maximum(lr*self.factor**self.falls, self.floor), lr)
+    def again(self): self.best,self.bad,self.falls = math.inf,0,0
     def state(self): return dict(best=float(self.best), bad=self.bad, falls=self.falls)
     def load(self, state): self.best,self.bad,self.falls = state['best'],state['bad'],state['falls']
 
