@@ -66,7 +66,8 @@ def _seed(seed, goes_on=False):
         if goes_on: return None
         print(f'seed {(drawn := secrets.randbelow(2**31))}, drawn at random')
         return drawn
-    if not re.fullmatch(r'[+-]?[0-9]{1,400}', str(seed).strip()): raise RedoError(f'--seed {str(seed)[:80]}: use a whole number, or random')
+    if not re.fullmatch(r'[+-]?[0-9]+', str(seed).strip()): raise RedoError(f'--seed {str(seed)[:80]}: use a whole number, or random')
+    if len(str(seed)) > 40: raise RedoError(f'seed={str(seed)[:40]}: use a whole number from 0 to 2**64-1')
     return int(seed)
 
 # %% ../nbs/81_cli.ipynb #c8367083
