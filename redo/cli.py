@@ -9,6 +9,7 @@ __all__ = ['redo_train', 'redo_segment', 'redo_redraw', 'redo_evaluate', 'redo_e
            'redo_teach', 'redo_report', 'redo_render']
 
 # %% ../nbs/81_cli.ipynb #a0ae5579
+import re, secrets
 from contextlib import contextmanager
 from pathlib import Path
 from .errors import RedoError
@@ -16,12 +17,12 @@ from .command import *
 
 # %% ../nbs/81_cli.ipynb #cd05b91e
 @contextmanager
-def _run_folder(out, spec, resume=False, progress=True):
+def _run_folder(out, spec, resume=False, progress=True, tag=None):
     "Folder of a run, a new one where none is named; what to say where the run is stopped"
     from redo.files import check_folder
     from redo.ranks import is_main, on_main
     from redo.study.run import RUN_FILES, last_checkpoint
-    made = on_main(new_folder, spec) if out is None else None
+    made = on_main(new_folder, spec, tag) if out is None else None
     out = check_folder(made or out, names=RUN_FILES[''])
     there = (out/'run.json').exists()
     if progress and is_main(): print(f'{out} holds no run yet: starting one' if resume and not there else f'writing to {out}')
@@ -47,16 +48,31 @@ def _in_advance(spec, recipe, model, changes):
 # %% ../nbs/81_cli.ipynb #fbafb93d
 def _report(s, out):
     "Say what a run came to"
-    what = f"{s['spec']}, {s['size']} px, {s['n_regions']} regions, recipe {s['recipe_name']}, seed {s['seed']}"
+    what = f"{s['spec']}, {s['size']} px, {s['n_regions']} regions, recipe {s['recipe_name']}, seed {s['seed']}{', '+s['tag'] if s.get('tag') else ''}"
     print(f"\n{what}: {s['steps']} steps in {s['seconds']:.0f} s on {s['device']}\n")
     print(score_table({'valid': s, **({'test': s['test']} if 'test' in s else {})}))
     if s.get('assignment'): print(f"\nclass of each region, chosen on valid: {s['assignment']}")
     if s.get('failed'): print(f"\nthis run counts as failed: {', '.join(s['failed'])}")
     print(f'\n{out}: weights/ (the model), summary.json (scores), history.csv, losses.csv, curve.png, masks.png, previews/')
+    if 'best_step' in s: print(f"{out}/weights-best: the model after step {s['best_step']}, which painted validation pictures best (mse {s['best_recon_mse']:.2f})")
     print(f'all of it on a page: {out}/report.html')
     print(f'use it: redo-segment PICTURES --model {out}')
 
+# %% ../nbs/81_cli.ipynb #4d0c7ed5
+def _seed(seed, goes_on=False):
+    "A seed as a command takes it: a whole number, its text, 'random' or None"
+    if seed is None or isinstance(seed, int): return seed
+    if str(seed).strip() == 'random':
+        if goes_on: return None
+        print(f'seed {(drawn := secrets.randbelow(2**31))}, drawn at random')
+        return drawn
+    if not re.fullmatch(r'[+-]?[0-9]+', str(seed).strip()): raise RedoError(f'--seed {str(seed)[:80]}: use a whole number, or random')
+    if len(str(seed)) > 40: raise RedoError(f'seed={str(seed)[:40]}: use a whole number from 0 to 2**64-1')
+    return int(seed)
+
+# %% ../nbs/81_cli.ipynb #c8367083
 @command(['redo-train', 'redo-train flowers17 --size 64 --steps 4000 --out flowers',
+    'redo-train shapes --model slot_attention --recipe slot_attention_small --tag base --seed random --set train.schedule.n_iters=itr_to(0.5:2:3)',
     'redo-train my_pictures/ --size 128 --set model.w_z=2,train.lr.mask=1e-3 --device cuda', 'redo-train --resume --out flowers',
     'redo-train flowers17 --model student --set data.inputs.pseudo=grabcut:.05@128',
     'redo-train --model redo_robust --options'], pos=['spec'], lines=True)
@@ -68,14 +84,18 @@ def redo_train(
     size:int=None, # Side of the pictures: 32, 64, 128 or 256 (default: the set's own)
     n_regions:int=None, # Number of regions, 2 or more (default: what the set suggests)
     steps:int=None, # Training steps (default: the recipe's)
+    epochs:int=None, # Passes over the training pictures, instead of --steps
     bs:int=None, # Pictures in a step, for ReDO those redrawn (default: the recipe's)
     set:str=None, # Other options, as model.w_z=2,train.lr.mask=1e-3; short names will do: w_z=2,lr_mask=1e-3
     options:bool=False, # List all options of the model, its training and its data, and do nothing
-    seed:int=None, # Seed of everything (default: 0)
+    limit:int=None, # Use no more pictures than these, for a trial (default: all)
+    tag:str=None, # Name of the run among those on the same data: the folder is then redo-SPEC-TAG-N
+    seed:str=None, # Seed of everything, or random: one that is drawn and said (default: 0)
     init:str=None, # Model whose mask network the run starts from, as flowers or the folder of a run
     root:str=None, # Folder that holds the data sets
     device:str=None, # cpu, cuda, cuda:1, mps (default: the best at hand)
     resume:bool=False, # Go on with the run in --out, with the options that it had
+    tensorboard:bool=False, # Write curves and pictures for TensorBoard, too
     previews:bool=True, # Draw no previews
     progress:bool=True, # Show no progress
     skip_bad:bool=False, # Leave unreadable pictures out, with a warning, instead of stopping
@@ -85,14 +105,15 @@ def redo_train(
     "Learn to cut objects out of pictures, from the pictures alone."
     if not options: check_there(model=init, spec=spec)
     from redo.study.run import train_run
-    from redo.ranks import is_main, start_ranks, stop_ranks
-    changes = one_value(parse_changes(set, train_run), bs=bs, steps=steps)
+    from redo.ranks import is_main, on_main, start_ranks, stop_ranks
+    changes = one_value(parse_changes(set, train_run), bs=bs, steps=steps, limit=limit)
     if options: print(options_text(recipe, model, **changes)); return
     if resume and not out: raise RedoError('--resume needs --out, the folder of the run')
     device = start_ranks(device)
-    own = dict(root=root, results=results, skip_bad=skip_bad, test=test, init=init, model=model, previews=previews, progress=progress)
-    with _run_folder(out, spec or 'digits', resume, progress) as out:
-        if progress and is_main() and spec: _in_advance(spec, recipe, model, changes)
+    seed = on_main(_seed, seed, resume and (Path(out)/'run.json').exists())
+    own = dict(tag=tag, epochs=epochs, tensorboard=tensorboard, root=root, results=results, skip_bad=skip_bad, test=test, init=init, model=model, previews=previews, progress=progress)
+    with _run_folder(out, spec or 'digits', resume, progress, tag) as out:
+        if progress and is_main() and spec and not epochs: _in_advance(spec, recipe, model, changes)
         s = train_run(spec, out, recipe, size, n_regions, seed, device=device, resume=resume, **own, **changes)
     if is_main(): _report(s, out)
     stop_ranks()
@@ -192,12 +213,25 @@ def redo_redraw(
     return res
 
 # %% ../nbs/81_cli.ipynb #3c468f03
+def _many(rows, net, split, by, json):
+    "Say, and write, the scores of several models, or of one on scenes, as the benchmark has them"
+    from redo.study.results import write_json
+    first = next(iter(rows.values()))
+    print(f"{first['data']}, {split}, {net.size} px\n\n{models_table(rows)}")
+    if by: print(f'\n{by_table(rows, by)}')
+    res = first if len(rows) == 1 else dict(data=first['data'], split=split, models=rows)
+    if json: write_json(json, res)
+    return res
+
+# %% ../nbs/81_cli.ipynb #980739c1
 @command(['redo-evaluate --model redo-digits-1', 'redo-evaluate --model flowers --data flowers17 --split test --json scores.json',
-          'redo-evaluate --method iem --data flowers17'])
+          'redo-evaluate --method iem --data flowers17', 'redo-evaluate redo-shapes-base-1 redo-shapes-base-2 redo-shapes-base-3 --split test --by material'])
 def redo_evaluate(
+    *models:str, # Models, as for --model: several are scored on the same pictures, with mean and standard deviation
     model:str=None, # Folder of weights or of a run, .pth file, or user/repository on the hub (default: flowers, from the package)
     method:str='trained', # What to score: trained (with --model), or auto, grabcut, iem or kmeans
     size:int=None, # Side of the pictures, for methods without --model (default: the method's own)
+    by:str=None, # Scores of scenes by material, ground_material, shape, size or color, too
     data:str=None, # Data set, or a folder with images/ and masks/ (default: what the model was trained on)
     split:str='valid', # Pictures to score: valid or test
     assignment_from:str='valid', # Where the class of each region comes from: valid, test or model
@@ -209,13 +243,22 @@ def redo_evaluate(
     progress:bool=True # Show no progress
 ):
     "Score a model: IoU and accuracy with one assignment for the whole set (_set) and with the better one for every picture (_per_image)."
-    check_there(model=model, spec=data)
+    models = [*models, *([] if model is None else [model])]
+    for o in models or [None]: check_there(model=o, spec=data)
+    from redo.metrics_scenes import SceneScores
     from redo.study.run import score_split
     from redo.study.results import write_json
+    if by and by not in (tags := ('ground_material', *SceneScores.tags)): raise RedoError(f"--by {by}: use one of {', '.join(tags)}")
+    if twice := [o for i,o in enumerate(models) if o in models[:i]]: raise RedoError(f'{twice[0]} is named twice')
     if size is not None and method == 'trained': raise RedoError('--size is for methods without training: a trained model is scored at its own size')
-    net,_ = _decomposer(['-'], method, model, size, device)
     if data is None and method != 'trained': raise RedoError(f'--method {method} was trained on nothing: name a data set with --data')
-    scores = score_split(net, data, split, assignment_from, root, resize, bs, progress)
+    rows,names = {},models or [None]
+    for o in names:
+        net,_ = _decomposer(['-'], method, o, size, device)
+        rows[str(o or method)] = scores = score_split(net, data, split, assignment_from, root, resize, bs, progress)
+        if scores['data'] != (first := next(iter(rows.values())))['data']: raise RedoError(f"{o} was trained on {scores['data']}, {names[0]} on {first['data']}: name one set with --data")
+    if len(rows) > 1 or 'ari_fg' in scores: return _many(rows, net, split, by, json)
+    if by: raise RedoError(f"--by {by}: {scores['data']} is no set of scenes")
     chosen = f", class of each region {scores['assignment']} from {assignment_from}" if 'assignment' in scores else ''
     parts = {k: v for k,v in scores.get('parts', {}).items() if isinstance(v, dict) and k != 'together'}
     print(f"{scores['data']}, {net.size} px{chosen}\n\n{score_table({split: scores, **parts})}")

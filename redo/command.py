@@ -6,7 +6,7 @@ Docs: https://redo-segmentation.github.io/redo/command.html.md"""
 
 # %% auto #0
 __all__ = ['command_parser', 'Stopped', 'run_command', 'command', 'parse_changes', 'one_value', 'options_text', 'check_there',
-           'check_extra', 'new_folder', 'drop_empty', 'score_table']
+           'check_extra', 'new_folder', 'drop_empty', 'score_table', 'models_table', 'by_table']
 
 # %% ../nbs/80_command.ipynb #a0ae5579
 import argparse, inspect, os, re, sys, warnings
@@ -16,6 +16,7 @@ from pathlib import Path
 from fastcore.script import anno_parser
 import redo.errors
 from .errors import RedoError
+from .schedules import split_outside
 
 # %% ../nbs/80_command.ipynb #7eb6cc85
 class _Help(argparse.RawDescriptionHelpFormatter):
@@ -110,7 +111,7 @@ def parse_changes(
     "Changes of options as text; whether they fit is for the recipe to say"
     own = {k for f in funcs for k,p in inspect.signature(f).parameters.items() if p.kind is not p.VAR_KEYWORD}
     res = {}
-    for o in filter(None, (p.strip() for p in (text or '').split(','))):
+    for o in filter(None, (p.strip() for p in split_outside(text or '', ','))):
         k,eq,v = (p.strip() for p in o.partition('='))
         if not eq: raise RedoError(f"'{o}' is no change of an option: write name=value")
         if k in res: raise RedoError(f"'{k}' is said twice: {res[k]} and {v}")
@@ -215,12 +216,15 @@ def check_extra(
         raise RedoError(f"this needs {lost[0]}: pip install '.[{extra}]' in the folder of the project")
 
 # %% ../nbs/80_command.ipynb #ac43bd35
+def _slug(text): return re.sub(r'[^a-z0-9]+', '-', text.lower()).strip('-')
+
 def new_folder(
-    spec:str # What the run is on
+    spec:str, # What the run is on
+    tag:str=None # What else to call it; None: nothing
 )->Path: # Made, and empty
-    "A folder that does not exist yet: redo-digits-1, redo-digits-2, ..."
-    slug = re.sub(r'[^a-z0-9]+', '-', (Path(spec).name if '/' in spec else spec).lower()).strip('-') or 'run'
-    n = 1
+    "A folder that does not exist yet: redo-digits-1, redo-digits-2, ..., or redo-digits-TAG-1"
+    slug,n = _slug(Path(spec).name if '/' in spec else spec) or 'run',1
+    if tag: slug = f'{slug}-{_slug(tag)}'
     while True:
         try: Path(f'redo-{slug}-{n}').mkdir(); return Path(f'redo-{slug}-{n}')
         except FileExistsError: n += 1
@@ -246,3 +250,32 @@ def score_table(
     names = dict.fromkeys([*(o for cls in SCORES.values() for o in cls.columns), 'n_images'])
     df = pd.DataFrame({k: {n: f'{v[n]:.4f}' if isinstance(v[n], float) else v[n] for n in names if n in v} for k,v in rows.items()})
     return df.fillna('').to_string()
+
+# %% ../nbs/80_command.ipynb #4b5afc7a
+def _mean_std(v):
+    "Mean ± population standard deviation of numbers; a single one as it is"
+    v = [float(o) for o in v]
+    mean = sum(v)/len(v)
+    return f'{mean:.4f}' + (f' ± {(sum((o-mean)**2 for o in v)/len(v))**.5:.4f}' if len(v) > 1 else '')
+
+def models_table(
+    rows:dict # Name of a model -> its scores
+)->str:
+    "A row a model, a column a score; of several models also their mean ± standard deviation"
+    import pandas as pd
+    from redo.metrics import SCORES
+    have = dict.fromkeys(o for cls in SCORES.values() for o in cls.columns if all(isinstance(s.get(o), float) for s in rows.values()))
+    df = pd.DataFrame({k: {n: f'{s[n]:.4f}' for n in have} | {'n_images': str(s.get('n_images', ''))} for k,s in rows.items()}).T
+    if len(rows) > 1: df.loc['mean ± std'] = [_mean_std(s[n] for s in rows.values()) for n in have] + ['']
+    return df.to_string()
+
+def by_table(
+    rows:dict, # Name of a model -> its scores of scenes
+    tag:str # 'ground_material', 'material', 'shape', 'size' or 'color'
+)->str:
+    "How objects, or grounds, of each kind are found and painted; of several models the mean ± standard deviation"
+    import pandas as pd
+    from redo.metrics_scenes import scene_table
+    df = pd.concat([scene_table(s, tag) for s in rows.values()])
+    df = df.groupby(level=0).agg({k: 'first' if k == 'n' else list for k in df}).sort_values('iou', key=lambda o: o.map(lambda v: sum(v)/len(v)))
+    return df.map(lambda o: _mean_std(o) if isinstance(o, list) else o).to_string()

@@ -28,6 +28,20 @@ def bare(learn):
     learn.logger = lambda *args: None
     return learn
 
+def scenes(out):
+    "A model of scenes, with a schedule, a rule of the rate and a bound on gradients: losses, and scores from what is known of each scene"
+    from redo.data.loaders import redo_dataloaders
+    from redo.data.shapes import ShapesSource
+    from redo.study.run import run_scores
+    from redo.train.learner import redo_learner
+    ShapesSource.n = 40
+    dls = redo_dataloaders('shapes', size=16, bs=4, device='cpu', needs=(), progress=False)
+    own = {'schedule.n_iters': 'itr_to(2:1:2)', 'rule': 'decay(3,10)', 'clip': 1., 'warm': 0, 'decay': 0, 'lr': 1e-5}
+    bare(learn := redo_learner(dls, 4, 'slot_attention_small', nf=8, hidden=8, ups=1, bs=4, checkpoint=out/'scenes.pth', **own)).fit_steps(6, every=3)
+    rows = [{k: v for k,v in o.items() if k != 'seconds'} for o in learn.loss_history.scores]
+    of = {f'{t} {v} {k}': n for t,o in run_scores(learn.model, dls)['of'].items() for v,w in o.items() for k,n in w.items()}
+    return learn.loss_history.steps,[*rows, of],[learn.best_checkpoint.step, len(of)]
+
 def train(out):
     "All cases, six steps each; for resume also half a run; the loader of the last is fastai's own"
     import torch
@@ -43,6 +57,7 @@ def train(out):
         res[name] = learn.loss_history.steps,[{k: v for k,v in o.items() if k != 'seconds'} for o in learn.loss_history.scores],getattr(learn, 'collapse_guard', learn).__dict__.get('events')
     bare(learn := learner(out, 'paper')).checkpoint.path = out/'half.pth'
     learn.fit(1, cbs=StepBudget(6, 3))
+    res['scenes'] = scenes(out)
     x = digits_arrays('train', 32)[0][:24].float()/127.5-1
     bare(learn := redo_learner(DataLoaders.from_dsets([(o,) for o in x], [(o,) for o in x[:8]], bs=8, shuffle=False, num_workers=0, device='cpu'), recipe='paper', nf=8)).fit(1)
     res['fastai'] = learn.loss_history.steps,[],None
@@ -81,9 +96,11 @@ def test_two_processes(tmp_path):
     got = json.loads((two/'two.json').read_text())
     diff = {k: (close(want[k][0], got[k][0]), close(want[k][1], got[k][1])) for k in want}
     assert max(map(max, diff.values())) < 1e-5, diff
-    assert [len(o[0]) for o in want.values()] == [6]*len(cases)+[3]
+    assert [len(o[0]) for o in want.values()] == [6]*(len(cases)+1)+[3]
     events = [[e['action'] for e in o['collapse'][2]] for o in (want,got)]
     assert events == [['restarting','stopping']]*2, events
+    assert [*want['scenes'][2]] == [*got['scenes'][2]] and want['scenes'][2][1] > 40, got['scenes'][2] # the same state is the best; grounds, materials, shapes, sizes and colors
+    assert [o['schedule.n_iters'] for o in got['scenes'][0]] == [1,1,1,2,2,2]
     assert said.count('collapsed at step') == 2 and said.count('iou_set') == 1, said # printed by one process
     assert 'redo-train: a batch of 3 cannot be shared evenly by 2 processes: use a multiple of 2 as batch size\n' in err, err
     assert not (two/'odd').exists()

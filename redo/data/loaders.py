@@ -342,8 +342,9 @@ class RedoLoaders(DataLoaders):
         "The same without pictures, for export"
         return RedoLoaders(*[dl.new(dl.dataset.new_empty()) for dl in self.loaders], path=self.path, device=self.device, spec=self.spec)
 
-def _load(source, split, size, resize, device):
+def _load(source, split, size, resize, device, limit=None):
     pics = source.pictures(split, size, resize)
+    if limit: pics = Pictures(*(None if o is None else o[:limit] for o in (pics.images, pics.truth, pics.names, pics.scenes)))
     got = tuple(pics.images.shape[2:])
     if got != size: raise RedoError(f'{source.name} gave pictures of {got} where {size} was asked for')
     return MemorySet(pics, truth=split != 'train', split_idx=int(split != 'train')).to(device)
@@ -356,6 +357,7 @@ class DataOptions(Options):
     crop:float = option(1., 'Random crops out of pictures this much larger; where pictures are few', 1, 8)
     zoom:float = option(1., 'Smallest crop of training pictures, in sides, enlarged again', .05, 1)
     jitter:float = option(0., 'Largest change of their brightness, contrast and saturation', 0, 1)
+    limit:number(int, 1, 10**9)|None = option(None, 'Use no more pictures of each split, the first ones; for trials')
     inputs:dict[str,str] = option({}, "Where what a model needs beside pictures comes from, by name, as in `inputs.pseudo=grabcut:.05`")
 
 # %% ../../nbs/18_data.loaders.ipynb #b68f1f58
@@ -419,6 +421,7 @@ def redo_dataloaders(
     zoom:float=1., # Smallest crop of training pictures, in sides, enlarged again
     jitter:float=0., # Largest change of their brightness, contrast and saturation
     needs:tuple=('reals',), # What a model needs in a training batch beside pictures, by name
+    limit:int=None, # No more pictures of each split than these; None: all
     inputs:dict=None, # Where that comes from, by name: a text for its maker, or a tensor; nothing is needed for 'reals'
     progress:bool=True, # Show progress bars?
     skip_bad:bool=False # Leave unreadable pictures out, with a warning, instead of raising?
@@ -431,9 +434,9 @@ def redo_dataloaders(
     source = spec if isinstance(spec, Source) else get_source(spec, root, seed)
     source.progress,source.skip_bad = progress,skip_bad
     size,device = as_size(spec.size or source.size if size is None else size),pick_device(device)
-    train = _load(source, 'train', tuple(round(o*crop) for o in size), resize, device)
+    train = _load(source, 'train', tuple(round(o*crop) for o in size), resize, device, limit)
     train = _with_inputs(train, source, needs, inputs or {})
-    held = [_load(source, o, size, resize, device) for o in ('valid','test') if o in source.splits]
+    held = [_load(source, o, size, resize, device, limit) for o in ('valid','test') if o in source.splits]
     if 'valid' not in source.splits: held.insert(0, MemorySet(Pictures(train.images, names=train.names)).to(device))
     codes = AddMaskCodes(list(range(max(source.n_classes or 2, source.n_regions))))
     kw = dict(bs=bs, size=size, seed=seed, resize=resize, after_item=codes)

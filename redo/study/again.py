@@ -42,7 +42,7 @@ def _again_args(line, file): # Arguments of `train_run`
 # %% ../../nbs/77_study.again.ipynb #235e65e6
 _made = ('commit','device','processor','accelerator','simd','has_bf16','threads','processes','pictures') # How, and of what
 _about = {*_made, *'id run more n_pictures date command commits resumed versions config recipe changes minutes withdrawn'.split()}
-_about |= {*'spec model size n_regions seed init pictures_before'.split()}
+_about |= {*'spec model size n_regions seed init tag pictures_before'.split()}
 
 def _flat(d):
     "Nested names joined by a dot"

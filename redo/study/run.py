@@ -6,8 +6,8 @@ Docs: https://redo-segmentation.github.io/redo/study.run.html.md"""
 
 # %% auto #0
 __all__ = ['RUN_FILES', 'run_state_of', 'check_same', 'run_config', 'HistoryFiles', 'SaveOften', 'run_learner', 'note_place',
-           'run_record', 'run_id', 'begin_run', 'last_checkpoint', 'run_scores', 'write_run', 'leave_report', 'end_run',
-           'start_from', 'train_run', 'score_split', 'stopped_run']
+           'run_record', 'run_id', 'begin_run', 'last_checkpoint', 'run_scores', 'settle', 'save_best', 'write_run',
+           'leave_report', 'end_run', 'start_from', 'train_run', 'score_split', 'stopped_run']
 
 # %% ../../nbs/71_study.run.ipynb #703c96ca
 import hashlib, importlib, json, time, warnings
@@ -30,8 +30,10 @@ from ..train.folder import plot_run
 from .results import *
 from ..use.segment import load_model
 from ..train.phases import NotFinite, RunCallback, StepLines
+from ..train.watch import Board
 from ..draw import preview_grid
 from ..weights import safe_load
+from ..schedules import owner_of
 
 # %% ../../nbs/71_study.run.ipynb #79899fd7
 import_all('redo.data'), import_all('redo', 'metrics_') # all data sets and scores go by their names
@@ -43,8 +45,9 @@ def run_state_of(out:Path)->str: # 'none', 'started' or 'finished'
     return 'started' if any((out/o).exists() for o in ('run.json','checkpoint.pth','weights')) else 'none'
 
 # %% ../../nbs/71_study.run.ipynb #acdd05c7
-RUN_FILES = {'': (r'checkpoint\.pth', r'(run|summary)\.json', r'(losses|history)\.csv', r'(curve|masks)\.png', r'report\.html'),
+RUN_FILES = {'': (r'checkpoint(-best)?\.pth', r'(run|summary)\.json', r'(losses|history)\.csv', r'(curve|masks)\.png', r'report\.html'),
     'weights': (r'model\.safetensors', r'config\.json', r'README\.md'),
+    'weights-best': (r'model\.safetensors', r'config\.json', r'README\.md'),
     'previews': (r'preview_\d+\.png',)} # Folder in that of a run -> patterns of what a run writes there
 
 # %% ../../nbs/71_study.run.ipynb #e9d5a9ea
@@ -75,6 +78,8 @@ class _RunFile(Options):
     recipe:dict[str,Any] = option({}, 'The whole recipe')
     start:dict[str,Any]|None = option(None, 'Where it was begun')
     resumed:list[dict] = option([], 'Where it was taken up again')
+    tag:text(r'\w[\w.-]{0,59}', 'base')|None = option(None, 'Name among runs on the same data')
+    epochs:number(int, 1, 10**6)|None = option(None, 'Length of the run, where that was said in passes over the pictures')
     told:dict[str,Any] = option({}, 'What else it was told')
 
 def _check_run_file(have, file):
@@ -110,8 +115,10 @@ def run_config(
     seed:int=None, # Seed; 0 where None
     changes:dict=None, # Options to change
     init:str=None, # Model whose mask network a new run starts from
-    model:str=None # Name of a registered model; the recipe's where None
-)->dict: # spec, model, size, n_regions, seed, recipe, and init where given; size and n_regions may be None
+    model:str=None, # Name of a registered model; the recipe's where None
+    tag:str=None, # Name among runs on the same data
+    epochs:int=None # Length in passes over the pictures, instead of steps
+)->dict: # spec, model, size, n_regions, seed, recipe, and init, tag and epochs where given; size and n_regions may be None
     "Configuration of the run in a folder: a new one as asked, or the one that is there"
     out,changes = check_folder(out, names=RUN_FILES['']),changes or {}
     spec,init = None if spec is None else str(parse_spec(spec)),None if init is None else str(init)
@@ -119,11 +126,13 @@ def run_config(
     if not (out/'run.json').exists():
         r = get_recipe(recipe, model, **changes)
         own = dict(spec=spec or 'digits', model=r.model_name, size=size, n_regions=n_regions, seed=seed or 0, recipe=r.as_dict())
-        return own | ({'init': init} if init else {})
+        more = {k: v for k,v in dict(init=init, tag=tag, epochs=epochs).items() if v is not None}
+        _RunFile(**{k: v for k,v in more.items() if k != 'init'})
+        return own | more
     have = _run_there(out, resume)
     if model is not None and model_class(model).model_name != have['model']: check_same(out, have, dict(model=model))
     want = get_recipe(have['recipe'], **changes) if recipe is None else get_recipe(recipe, model, **changes)
-    check_same(out, have, dict(spec=spec, size=size, n_regions=n_regions, seed=seed, init=init, recipe=want.as_dict()))
+    check_same(out, have, dict(spec=spec, size=size, n_regions=n_regions, seed=seed, init=init, tag=tag, epochs=epochs, recipe=want.as_dict()))
     return have
 
 # %% ../../nbs/71_study.run.ipynb #e697d1a7
@@ -163,7 +172,8 @@ def run_learner(
     progress:bool=True, # Show progress bars?
     save_every:float=10., # Age in seconds at which the checkpoint is renewed
     skip_bad:bool=False, # Leave unreadable pictures out?
-    cbs=None # More callbacks
+    cbs=None, # More callbacks
+    tensorboard:bool=False # Write curves and pictures for TensorBoard?
 ): # RegionLearner
     "Data, model and callbacks of a run"
     cls,seed = model_class(cfg['model']),cfg['seed']
@@ -172,8 +182,11 @@ def run_learner(
     if size is not None: cls.check_size(as_size(size)[0] if len({*as_size(size)}) == 1 else as_size(size))
     opts = dict(**r.data.model_dump(), needs=cls.needs, progress=progress, skip_bad=skip_bad)
     with main_first(): dls = redo_dataloaders(cfg['spec'], size, r.train.bs, root, seed, device, **opts)
+    if cfg.get('epochs'):
+        r = r.changed(**{'train.steps': -(-cfg['epochs']*len(dls.train_ds)//r.train.bs)})
+        cfg['recipe'] = r.as_dict()
     files = dict(path=out, checkpoint=out/'checkpoint.pth', previews=out/'previews' if previews and is_main() else None)
-    cbs = [HistoryFiles(out), SaveOften(save_every), *(cbs or [])] if is_main() else []
+    cbs = [HistoryFiles(out), SaveOften(save_every), *([Board(out/'tensorboard')] if tensorboard else []), *(cbs or [])] if is_main() else []
     learn = redo_learner(dls, cfg['n_regions'], r, seed, cbs=cbs, **files)
     cfg.update({k: getattr(learn.model, k) for k in ('size','n_regions') if getattr(learn.model, k) is not None})
     return learn
@@ -197,7 +210,7 @@ def run_record(
     test:bool=True # Was the test set scored, too?
 )->dict: # 'config', the entries of `run_place`, and 'resumed' and 'commits' where it was taken up again
     "What a summary says of the making of a run"
-    again,own = cfg.get('resumed', []),('spec','model','size','n_regions','seed','recipe','init')
+    again,own = cfg.get('resumed', []),('spec','model','size','n_regions','seed','recipe','init','tag')
     start = cfg.get('start') or dict.fromkeys(('commit','date',*(again or [{}])[0]))
     commits = list(dict.fromkeys(o.get('commit', start.get('commit')) for o in (start,*again)))
     config = {k: cfg[k] for k in own if k in cfg} | dict(test=test, **cfg.get('told', {}))
@@ -254,6 +267,30 @@ def run_scores(
     test,chosen = evaluate(model, dls.test, res, **kw),not scores_class(name).chooses or 'assignment' in res
     return {**res, 'test': test if chosen else {k: v for k,v in test.items() if k != 'assignment' and not k.endswith('_set')}}
 
+# %% ../../nbs/71_study.run.ipynb #ed90535a
+def settle(
+    learn, # Learner of a run
+    net # Its model, or that of one of its checkpoints
+):
+    "Give scheduled attributes, and the configuration that is saved, the values of the last step"
+    for k,v in (learn.scheduled.at(max(0, net.step-1)) if learn.recipe.train.schedule else {}).items():
+        o,name = owner_of(net, k)
+        setattr(o, name, v)
+        if k in net.config: net.config = {**net.config, k: v}
+
+def save_best(
+    learn, # Learner of a run that has ended
+    out:Path # Its folder
+)->dict: # best_step and best_recon_mse; nothing where the model paints nothing
+    "Write the weights of the best state"
+    best,file = getattr(learn, 'best_checkpoint', None),Path(out)/'checkpoint-best.pth'
+    if best is None or best.step is None or not file.exists(): return {}
+    net = load_model(file, 'cpu')
+    net.notes = learn.model.notes
+    settle(learn, net)
+    net.save_pretrained(Path(out)/'weights-best')
+    return dict(best_step=best.step, best_recon_mse=best.best)
+
 # %% ../../nbs/71_study.run.ipynb #81314438
 def _outcome(learn, scores):
     "How a run ended, and what is wrong with its model"
@@ -275,14 +312,16 @@ def write_run(
     scores = run_scores(net, learn.dls, test)
     net.notes = dict(net.notes, resize=r.data.resize, spec=cfg['spec'], recipe=r.name, seed=cfg['seed'])
     if 'assignment' in scores: net.notes.setdefault('assignment', scores['assignment'])
+    settle(learn, net)
     net.save_pretrained(out/'weights')
+    best = save_best(learn, out)
     x,*y = [o[:8] for o in learn.dls.valid.one_batch()[:2]]
     with atomic_path(out/'masks.png') as p: preview_grid(net, x, *y, assignment=scores.get('assignment')).save(p)
     with atomic_path(out/'curve.png') as p: plot_run(h.steps, h.scores).savefig(p, dpi=110)
-    own = {k: cfg[k] for k in ('spec','model','size','n_regions','seed','init') if k in cfg}
+    own = {k: cfg[k] for k in ('spec','model','size','n_regions','seed','init','tag') if k in cfg}
     pics = {k: v for k,v in learn.checkpoint.extra.items() if k in ('pictures','pictures_before') and v}
     own |= dict(steps=net.step, n_pictures=len(learn.dls.train_ds), seconds=round(h.seconds, 2), recipe_name=r.name, recipe=r.as_dict())
-    own |= pics | dict(losses=dict(h.steps[-1]), **run_record(cfg, test))
+    own |= pics | best | dict(losses=dict(h.steps[-1]), **run_record(cfg, test))
     return dict(run=name, id=cfg['id'], **_outcome(learn, scores), **scores, **own)
 
 # %% ../../nbs/71_study.run.ipynb #a1e5c0d2
@@ -355,6 +394,9 @@ def train_run(
     model:str=None, # Name of a registered model; None: the recipe's, or that of the run in `out`
     cbs=None, # More callbacks, on the first process
     notes:dict=None, # More to say in the summary and the result line
+    tag:str=None, # Name among runs on the same data
+    epochs:int=None, # Length in passes over the training pictures, instead of steps
+    tensorboard:bool=False, # Write curves and pictures for TensorBoard?
     more:callable=None, # What else to find out of the trained model, for the summary and the result line: model -> dictionary
     **changes # Options to change, as w_z=1
 )->dict: # The summary
@@ -364,14 +406,15 @@ def train_run(
     progress = progress if is_main() else False
     bars = progress and progress != 'lines'
     if steps is not None: changes['steps'] = steps
-    asked = resume, spec, recipe, size, n_regions, seed, changes, init, model
+    if epochs is not None and {'steps','train.steps'} & set(changes): raise RedoError('steps and epochs both say how long the run is: give one of them')
+    asked = resume, spec, recipe, size, n_regions, seed, changes, init, model, tag, epochs
     cfg,state = on_main(lambda: (run_config(out, *asked), run_state_of(Path(out))))
     out = Path(out)
     if state == 'finished': return on_main(read_json, out/'summary.json')
     told = dict(name=run_name, skip_bad=skip_bad) | ({'notes': notes} if notes else {})
     if cbs: told['cbs'] = [type(o).__name__ for o in cbs]
     cfg = on_main(note_place, cfg, state, device, told)
-    learn = run_learner(cfg, out, root, device, previews, bars, save_every, skip_bad, cbs)
+    learn = run_learner(cfg, out, root, device, previews, bars, save_every, skip_bad, cbs, tensorboard)
     if cfg.get('init'): start_from(learn.model, cfg['init'])
     cfg.setdefault('id', run_id(cfg, learn, run_name, notes))
     with ExitStack() as stack:
@@ -437,7 +480,7 @@ def stopped_run(
     except (OSError, ValueError) as e: raise RedoError(f'{out} has no validation behind it ({type(e).__name__}): let it run on') from None
     r,last = get_recipe(cfg['recipe']),h[-1]
     scores = {k: v for k,v in last.items() if k not in ('step','seconds') and not k.startswith(('gen_','disc_'))}
-    own = {k: cfg[k] for k in ('spec','model','size','n_regions','seed','init') if k in cfg}
+    own = {k: cfg[k] for k in ('spec','model','size','n_regions','seed','init','tag') if k in cfg}
     own |= dict(steps=last['step'], of_steps=r.train.steps, seconds=last['seconds'], recipe_name=r.name, recipe=r.as_dict(), losses=losses[-1])
     who = dict(run=cfg.get('told', {}).get('name') or out.resolve().name, id=cfg.get('id'), status='stopped', collapsed=False, collapses=[])
     return result_line({**who, **scores, **own, **run_record(cfg, False)}, h)

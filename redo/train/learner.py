@@ -16,6 +16,7 @@ from fastai.torch_core import get_model
 from ..core import *
 from ..data.loaders import NetRange, data_fingerprint
 from ..metrics import region_metrics
+from ..schedules import RateRule, parse_rule
 from .phases import *
 from .watch import *
 from .resume import *
@@ -58,11 +59,14 @@ def _recipe_callbacks(
     extra:dict=None # Plain values to keep in the checkpoint
 )->list:
     "Callbacks of a run: phases, history, collapse guard, previews, checkpoint"
-    cbs = [PhaseCallback(), LossHistory(every_check)]
+    cbs = [PhaseCallback(), ReconError(), LossHistory(every_check)]
+    if train.schedule: cbs.append(Scheduled(train.schedule, train.steps))
+    if train.clip: cbs.append(ClipGrads(train.clip))
+    if train.rule == 'plateau': cbs.append(Plateau())
     if train.hold: cbs.append(Hold(train.hold, every_check))
     if train.collapse: cbs.append(CollapseGuard(train.collapse, restarts=train.restarts, seed=seed))
     if previews is not None: cbs.append(PreviewCallback(previews))
-    if checkpoint is not None: cbs.append(Checkpoint(checkpoint, checkpoint_every, extra))
+    if checkpoint is not None: cbs += [BestCheckpoint(Path(checkpoint).with_stem(f'{Path(checkpoint).stem}-best'), extra), Checkpoint(checkpoint, checkpoint_every, extra)]
     return cbs
 
 # %% ../../nbs/54_train.learner.ipynb #e30ccd49
@@ -119,11 +123,12 @@ def redo_learner(
     net = recipe_model(h if h == w else (h,w), k, r, seed).to(x.device)
     _check_needs(net, dls.train)
     _check_groups(net, r.train)
+    check_schedule(net, r.model, r.train.schedule)
     may_fail = type(net).failures is not Decomposer.failures
     train = r.train if may_fail else r.train.changed(collapse=0.)
     k,groups,data = ifnone(net.n_regions, k),list(net.groups()),getattr(source, 'scores', 'regions')
     n_classes = getattr(source, 'n_classes', None) or (2 if y else None)
-    opt = partial(group_adam, wd=train.of('wd', groups), betas=train.betas, fused=train.fused, kind=train.optimizer)
+    opt = partial(group_optimizer, wd=train.of('wd', groups), betas=train.betas, fused=train.fused, kind=train.optimizer)
     extra = dict(recipe=r.as_dict(), spec=str(getattr(dls, 'spec', '')), seed=seed)
     if checkpoint: extra['pictures'] = data_fingerprint(dls)
     cbs = _recipe_callbacks(train, seed, 1 if x.device.type == 'cpu' else 25, checkpoint, checkpoint_every, previews, extra) + list(L(cbs))
@@ -134,15 +139,21 @@ def redo_learner(
 
 # %% ../../nbs/54_train.learner.ipynb #30ff787e
 class _Rates:
-    "Schedule of all groups: constant, then a cosine to 0; each may start slowly"
+    "Schedule of all groups: constant, then a cosine to 0; each may start slowly; or what a rule says"
     def __init__(self,
         lr, # Learning rates of the groups
         decay:float=0., # Share of the run, at its end, over which rates fall to 0 along a cosine
-        warm=0. # Share of the run over which each group's rate rises from 0
-    ): self.lr,self.decay,self.warm = np.array(lr, dtype=float),decay,np.broadcast_to(np.array(warm, dtype=float), len(lr))
+        warm=0., # Share of the run over which each group's rate rises from 0
+        rule=None, # `RateRule`, or a `Plateau` that has seen the validations; None: neither
+        n:int=1 # Steps of the run
+    ):
+        self.lr,self.decay,self.warm = np.array(lr, dtype=float),decay,np.broadcast_to(np.array(warm, dtype=float), len(lr))
+        self.rule,self.n = rule,n
     def __call__(self, pos:float)->np.ndarray: # Learning rates at `pos`, in [0,1]
+        if isinstance(self.rule, RateRule): return self.lr*self.rule.factor(round(pos*self.n))
+        lr = self.rule.rates(self.lr) if self.rule else self.lr
         fall = (1+math.cos(math.pi*max(0, pos-1+self.decay)/self.decay))/2 if self.decay else 1.
-        return self.lr*fall*np.minimum(1., pos/np.maximum(self.warm, 1e-9), where=self.warm > 0, out=np.ones_like(self.lr))
+        return lr*fall*np.minimum(1., pos/np.maximum(self.warm, 1e-9), where=self.warm > 0, out=np.ones_like(self.lr))
 
 # %% ../../nbs/54_train.learner.ipynb #6cdc8b36
 @patch
@@ -156,7 +167,9 @@ def fit_steps(self:RegionLearner,
     t,net,lr = self.recipe.train,get_model(self.model),ifnone(lr, self.lr)
     n,names = n or t.steps,list(net.groups())
     every,warm = every or max(1, n//10),t.of('warm', names)
-    sched = [ParamScheduler({'lr': _Rates(lr if is_listy(lr) else [lr]*len(names), t.decay, warm)})] if t.decay or any(warm) else []
+    rule = t.rule and (self.plateau if t.rule == 'plateau' else parse_rule(t.rule))
+    rates = _Rates(lr if is_listy(lr) else [lr]*len(names), t.decay, warm, rule, n)
+    sched = [ParamScheduler({'lr': rates})] if t.decay or any(warm) or rule else []
     if net.step >= n or getattr(getattr(self, 'collapse_guard', None), 'stopped', False): return
     self.fit(math.ceil(n/every) - net.step//every, lr=lr, cbs=[StepBudget(n, every, True), *sched, *L(cbs)])
     if getattr(getattr(self, 'checkpoint', None), 'hit', False): raise KeyboardInterrupt

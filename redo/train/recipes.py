@@ -85,7 +85,9 @@ def get_recipe(
         r = _default(cls) if recipe == 'default' else _named(recipe, cls)
     if model is not None and r.model_name != model_class(model).model_name:
         raise RedoError(f"recipe '{r.name}' is for model '{r.model_name}', not '{model}'")
-    return _changed(r, changes) if changes else r
+    r = _changed(r, changes) if changes else r
+    r.train.check()
+    return r
 
 # %% ../../nbs/53_train.recipes.ipynb #5341c43f
 def _from_dict(d):
