@@ -37,6 +37,8 @@ from .models.iem import IEM
 from .models.redo_robust import *
 from .models.student import *
 from .models.slot_attention import SlotAttentionAE
+from .models.monet import MONet
+from .models.genesis2 import Genesis2
 from .train.phases import *
 from .train.watch import *
 from .train.resume import *
