@@ -102,7 +102,8 @@ class Genesis2(Decomposer):
     "GENESIS-v2: pixels grouped by embeddings, and a generative model of the groups"
     Options,permutes = Genesis2Options,True
     recipes = dict(genesis2=dict(steps=500_000, bs=32, lr=1e-4, betas=(.9,.999)),
-        genesis2_small=dict(base='genesis2', nf=16, levels=4, nz=32, nf_prior=64, ups=2, std=.2, goal=-.6, steps=3000, bs=16, lr=1e-3, warm=.02, decay=.3))
+        genesis2_small=dict(base='genesis2', nf=16, levels=4, nz=32, nf_prior=64, ups=2, std=.2, goal=-.55, rate=2e-6,
+            w_masks=.5, steps=4000, bs=16, lr=1e-3, warm=.02, decay=.3))
     def __init__(self,
         n_regions:int=11, # Components
         size:int=128, # Side of the pictures
