@@ -38,6 +38,8 @@ from .models.redo_robust import *
 from .models.student import *
 from .models.slot_attention import SlotAttentionAE
 from .schedules import parse_rule, parse_schedule
+from .models.monet import MONet
+from .models.genesis2 import Genesis2
 from .train.phases import *
 from .train.watch import *
 from .train.resume import *
