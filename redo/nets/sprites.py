@@ -47,10 +47,12 @@ def inverse_matrix(
 
 def looks_at(
     m:Tensor, # (N,3,3): from coordinates of what is made to those of what is looked at
-    size:tuple # (h,w) of what is made
+    size:tuple, # (h,w) of what is made
+    flat:bool=False # Does every matrix end in 0, 0, 1? Then there is no horizon, and less to do
 )->Tensor: # (N,h,w,2): (x,y), as `grid_sample` takes them
     "Where each pixel looks"
     h,w = size
+    if flat: return F.affine_grid(m[:,:2], (len(m),1,h,w), align_corners=False)
     y,x = ((torch.arange(n, dtype=m.dtype, device=m.device)*2+1)/n-1 for n in (h,w))
     at = m[:,None,None,:,0]*x[:,None] + m[:,None,None,:,1]*y[:,None,None] + m[:,None,None,:,2] # (N,h,w,3)
     return torch.where(at[...,2:] > .01, at[...,:2]/at[...,2:].clamp(min=.01), 9.)
@@ -59,18 +61,20 @@ def looks_at(
 def crop(
     x:Tensor, # Canvases, (N,C,H,W)
     m:Tensor, # Where in each canvas the glimpse lies, (N,3,3)
-    size:tuple # (h,w) of a glimpse
+    size:tuple, # (h,w) of a glimpse
+    flat:bool=False # As for `looks_at`
 )->Tensor: # (N,C,h,w); 0 outside the canvas
     "Cut glimpses out of canvases"
-    return F.grid_sample(x, looks_at(m, size), align_corners=False)
+    return F.grid_sample(x, looks_at(m, size, flat), align_corners=False)
 
 def paste(
     sprites:Tensor, # (N,C,h,w)
     m:Tensor, # Where in its canvas each of them lies, (N,3,3)
-    size:tuple # (H,W) of a canvas
+    size:tuple, # (H,W) of a canvas
+    flat:bool=False # As for `looks_at`
 )->Tensor: # (N,C,H,W); 0 outside the sprite
     "Put sprites into empty canvases"
-    return crop(sprites, inverse_matrix(m), size)
+    return crop(sprites, inverse_matrix(m), size, flat)
 
 # %% ../../nbs/24_nets.sprites.ipynb #7b04571c
 def recolor(
