@@ -147,7 +147,7 @@ def changes(self:DTISprites,
     step:int # Number of finished steps
 )->tuple: # Matrices (B,L,1 or K,3,3), colors (B,1+L,6), order (B,L,L)
     "How sprites are changed in each layer of each picture"
-    f,(B,L,K) = self.encoder(x),(len(x),self.n_layers,self.n_sprites)
+    f,(B,L,K) = self.encoder(x),(x.shape[0],self.n_layers,self.n_sprites)
     says = lambda kind,*shape: self.heads[kind](f) if self.is_on(kind, step) else f.new_zeros(B, *shape)
     scale,centre = says('position', L, 3).split((1,2), 2)
     if self.max_scale: scale = math.log(self.max_scale)*(scale/math.log(self.max_scale)).tanh()
@@ -202,7 +202,7 @@ def choose(self:DTISprites,
         amiss = seen.sum(1, keepdim=True)-x[:,None]
         error = (amiss + alphas[:,l,:,None]*(left*colors[:,l]-hidden)).square().mean((2,3,4)) + self.empty_cost
         best[l] = torch.cat([error, amiss.square().mean((2,3,4))], 1).argmin(1)
-        i,rows = best[l].clamp(max=K-1),torch.arange(len(x), device=x.device)
+        i,rows = best[l].clamp(max=K-1),torch.arange(x.shape[0], device=x.device)
         a[l],c[l+1] = alphas[rows,l,i]*(best[l] < K)[:,None,None],colors[rows,l,i]
     return torch.stack(best, 1)
 

@@ -52,7 +52,7 @@ def looks_at(
 )->Tensor: # (N,h,w,2): (x,y), as `grid_sample` takes them
     "Where each pixel looks"
     h,w = size
-    if flat: return F.affine_grid(m[:,:2], (len(m),1,h,w), align_corners=False)
+    if flat: return F.affine_grid(m[:,:2], (m.shape[0],1,h,w), align_corners=False)
     y,x = ((torch.arange(n, dtype=m.dtype, device=m.device)*2+1)/n-1 for n in (h,w))
     at = m[:,None,None,:,0]*x[:,None] + m[:,None,None,:,1]*y[:,None,None] + m[:,None,None,:,2] # (N,h,w,3)
     return torch.where(at[...,2:] > .01, at[...,:2]/at[...,2:].clamp(min=.01), 9.)
@@ -93,7 +93,7 @@ def pair_order(
     "Soft order of occlusion: [j,l] and [l,j] sum to 1"
     j,l = torch.triu_indices(n, n, 1, device=logits.device)
     front = logits.sigmoid()
-    res = front.new_zeros(len(front), n*n)
+    res = front.new_zeros(front.shape[0], n*n)
     return res.index_copy(1, j*n+l, front).index_copy(1, l*n+j, 1-front).unflatten(1, (n,n))
 
 def strict_order(
