@@ -25,7 +25,8 @@ _From = number(int, 0, 10**9)|None
 class DTISpritesOptions(Options):
     "Options of `DTISprites`"
     n_sprites:int = option(10, 'Sprites, beside the empty one', 1, 1000)
-    sprite:int = option(40, 'Side of a sprite in pixels', 3, 1024)
+    sprite:int = option(40, 'Side of a sprite in pixels of its own', 3, 1024)
+    share:float = option(.3125, "Side of a sprite in sides of the picture, where its layer changes nothing", .01, 2)
     encoder:Literal['resnet18','small'] = option('resnet18', "'small': four convolutions, for 32 to 64 pixels")
     nf:int = option(32, 'Width of the small encoder', 4, 1024)
     pool:int = option(2, 'Side to which features are pooled', 1, 32)
@@ -110,7 +111,7 @@ class DTISprites(Decomposer):
     "DTI-Sprites: layers of learned sprites over a ground"
     Options,permutes = DTISpritesOptions,True
     recipes = dict(dti_sprites=dict(steps=562_500, bs=32, lr=1e-4, betas=(.9,.999), warm=1/562.5, decay=.45, hold=dict(sprites=50_000)),
-        dti_sprites_small=dict(base='dti_sprites', encoder='small', n_sprites=8, sprite=12, pool=4, hidden=64, projective_from=None, max_scale=2,
+        dti_sprites_small=dict(base='dti_sprites', encoder='small', n_sprites=8, sprite=12, share=.375, pool=4, hidden=64, projective_from=None, max_scale=2,
             sweeps=2, coarse=2, steps=8000, bs=16, lr=dict(all=1.5e-3, sprites=3e-3), warm=.02, decay=.3, hold={}, flip=True, zoom=.8))
     def __init__(self,
         n_regions:int=11, # The ground, which is the first, and the layers
@@ -151,7 +152,7 @@ def changes(self:DTISprites,
     says = lambda kind,*shape: self.heads[kind](f) if self.is_on(kind, step) else f.new_zeros(B, *shape)
     scale,centre = says('position', L, 3).split((1,2), 2)
     if self.max_scale: scale = math.log(self.max_scale)*(scale/math.log(self.max_scale)).tanh()
-    place = box_matrix(scale.exp()*self.sprite/self.size, centre)[:,:,None]
+    place = box_matrix(scale.exp()*self.share, centre)[:,:,None]
     if self.is_on('projective', step): place = place @ transform_matrix(self.heads['projective'](f).unflatten(1, (L,K)), 'projective')
     order = pair_order(self.heads['order'](f)[:,0], L) if L > 1 else f.new_zeros(B, 1, 1)
     return place,says('color', 1+L, 6),order
