@@ -112,7 +112,7 @@ class DTISprites(Decomposer):
     Options,permutes = DTISpritesOptions,True
     recipes = dict(dti_sprites=dict(steps=562_500, bs=32, lr=1e-4, betas=(.9,.999), warm=1/562.5, decay=.45, hold=dict(sprites=50_000)),
         dti_sprites_small=dict(base='dti_sprites', encoder='small', n_sprites=8, sprite=12, share=.375, pool=4, hidden=64, projective_from=None, max_scale=2,
-            sweeps=2, coarse=2, steps=8000, bs=16, lr=dict(all=1.5e-3, sprites=3e-3), warm=.02, decay=.3, hold={}, flip=True, zoom=.8))
+            sweeps=2, coarse=2, steps=8000, lr=dict(all=1.5e-3, sprites=3e-3), warm=.02, decay=.3, hold={}, flip=True, zoom=.8))
     def __init__(self,
         n_regions:int=11, # The ground, which is the first, and the layers
         size:int=128, # Side of the pictures
