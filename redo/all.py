@@ -37,8 +37,8 @@ from .models.iem import IEM
 from .models.redo_robust import *
 from .models.student import *
 from .models.slot_attention import SlotAttentionAE
-from .schedules import parse_rule, parse_schedule
 from .models.dti_sprites import DTISprites
+from .schedules import parse_rule, parse_schedule
 from .train.phases import *
 from .train.watch import *
 from .train.resume import *
