@@ -37,6 +37,7 @@ from .models.iem import IEM
 from .models.redo_robust import *
 from .models.student import *
 from .models.slot_attention import SlotAttentionAE
+from .models.dti_sprites import DTISprites
 from .schedules import parse_rule, parse_schedule
 from .models.monet import MONet
 from .models.genesis2 import Genesis2

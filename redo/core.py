@@ -75,7 +75,7 @@ class Decomposer(nn.Module):
     def rebuild(self):
         "Fresh weights in place and step 0, as a restart needs; optimizers keep their parameters"
         self.load_state_dict(type(self)(**self.config).state_dict())
-    def after_step(self): "Called once after every training step, for running averages"
+    def after_step(self): "Called once after every training step, for running averages; [(parameter, function)] where the optimizer's moments are to change with it"
     def due(self, step:int)->list: # Phases to run at this step
         "Phases of `step`; a model may skip some of them on some steps"
         return list(self.phases)

@@ -207,7 +207,9 @@ class PhaseCallback(Callback):
         average_grads(self.net.parameters())
     def after_batch(self):
         self.net.step += 1
-        self.net.after_step()
+        for p,change in self.net.after_step() or (): # rows of a parameter that were copied: its moments, too
+            for v in getattr(self.opt, 'opt', self.opt).state.get(p, {}).values():
+                if getattr(v, 'shape', None) == p.shape: change(v)
 
 # %% ../../nbs/50_train.phases.ipynb #110a1ca6
 class ClipGrads(Callback):
