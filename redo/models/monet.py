@@ -42,8 +42,8 @@ class _For(Options):
 class MONet(Decomposer):
     "MONet: attention that takes a scene apart, and a VAE for its pieces"
     Options,permutes = MONetOptions,True
-    recipes = dict(monet=dict(steps=1_000_000, bs=64, lr=1e-4),
-        monet_small=dict(base='monet', nf=8, levels=4, nf_vae=16, std_first=.06, std=.2, steps=3000, bs=16,
+    recipes = dict(monet=dict(steps=1_000_000, bs=64, lr=1e-4, optimizer='rmsprop'),
+        monet_small=dict(base='monet', optimizer='adam', nf=8, levels=4, nf_vae=16, std_first=.06, std=.2, steps=3000, bs=16,
             lr=dict(attention=2e-3, vae=1e-3), hold=dict(attention=100), warm=.02, decay=.3))
     def __init__(self,
         n_regions:int=11, # Components
