@@ -45,7 +45,7 @@ class SlotAttentionAE(Decomposer):
     "Slot Attention, painting the picture it is shown"
     Options,permutes = SlotAttentionOptions,True
     recipes = dict(slot_attention=dict(steps=500_000, bs=64, lr=4e-4, betas=(.9,.999), rule='decay(10000,100000,0.5)'),
-        slot_attention_small=dict(base='slot_attention', rule='', nf=32, hidden=64, stride=2, ups=1, kernel=3, block=2, keys='plain',
+        slot_attention_small=dict(base='slot_attention', rule=None, nf=32, hidden=64, stride=2, ups=1, kernel=3, block=2, keys='plain',
             steps=11_000, bs=16, lr=1e-3, warm=.05, decay=.5, bf16=True))
     def __init__(self,
         n_regions:int=11, # Slots

@@ -322,7 +322,9 @@ class LossHistory(RunCallback):
         self.rows.append((step, losses))
         self.flush()
     def after_batch(self):
-        if self.training: self.rows.append((self.net.step-1, dict(self.learn.phase_losses)))
+        if not self.training: return
+        self.rows.append((self.net.step-1, dict(self.learn.phase_losses)))
+        if self.check_every == 1: self.flush() # tensors that stay behind would leave holes in memory
     def flush(self):
         "Turn collected tensors into numbers; `NotFinite` at the first step where one is not"
         rows,self.rows,self.seconds = self.rows,[],time.monotonic()-self.start
