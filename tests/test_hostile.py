@@ -114,7 +114,7 @@ def odd_file(path, argv, by=nothing, **words):
 new = f'redo-train pics --out new {tiny}'
 def change(id, what, *words): row(f'set {id}', f"redo-train pics --out new --size 32 --device cpu --no-progress --set '{what}'", *words)
 for k,v in (('steps',-1), ('steps',0), ('bs',0), ('bs',-3), ('bs',1.5), ('nf',-1), ('nf',10**9), ('nf_mask',0), ('n_res',99), ('nz',0), ('nz','inf'), ('temperature',0), ('w_z','nan'), ('w_z',-1), ('w_z','-inf'), ('w_z','many'),
-    ('lr','nan'), ('lr',-1e-3), ('lr','inf'), ('lr_mask',1e9), ('train.lr.disc','x'), ('wd',-1), ('decay',2), ('betas','1:2'), ('betas','.5'), ('optimizer','sgd'), ('bf16','maybe'), ('resize','cubic'), ('flip',2),
+    ('lr','nan'), ('lr',-1e-3), ('lr','inf'), ('lr_mask',1e9), ('train.lr.disc','x'), ('wd',-1), ('decay',2), ('betas','1:2'), ('betas','.5'), ('optimizer','lbfgs'), ('rule','decay(1)'), ('clip',-1), ('bf16','maybe'), ('resize','cubic'), ('flip',2),
     ('crop','nan'), ('crop',0), ('crop',1e9), ('zoom',0), ('jitter',-1), ('ema',1.5), ('min_area','nan'), ('w_area',-1), ('redraws','some'), ('gen_every',0), ('collapse',5), ('restarts',-1), ('steps','9'*5000)):
     change(f'{k}={v}'[:40], f'{k}={v}', f"{ {'lr': 'lr.all', 'wd': 'wd', 'lr_mask': 'lr.mask', 'train.lr.disc': 'lr.disc'}.get(k, k)}")
 for what,*words in (('model.no_such=1', "unknown option 'model.no_such'"), ('no.such.name=1', "unknown option 'no.such.name'"), ('train.=1', 'unknown option'), ('.=1', 'unknown option'), ('nf', 'write name=value'), ('=3', "unknown option ''"), ('nf=4,nf=8', 'said twice'),

@@ -3,6 +3,8 @@ import pytest, torch
 from redo.data.shapes import ShapesSource
 from redo.core import model_class
 from redo.study.run import train_run
+from redo.use.onnx import export_onnx
+from redo.use.segment import load_model
 from redo.weights import safe_load
 
 tiny = dict(spec='shapes', size=16, n_regions=4, steps=6, nf=8, hidden=8, bs=4)
@@ -11,7 +13,7 @@ same = dict(progress=False, device='cpu')
 
 @pytest.mark.parametrize('model', own)
 def test_stopped_and_resumed(model, tmp_path, monkeypatch):
-    "The same bits as without the stop; pictures, scores of scenes and what is known of materials are there"
+    "The same bits as without the stop; pictures, scores of scenes and what is known of materials are there; masks leave Python"
     monkeypatch.chdir(tmp_path)
     cls,opts = model_class(model),dict(tiny, recipe=f'{model}_small', **own[model])
     monkeypatch.setattr(ShapesSource, 'n', 60)
@@ -30,3 +32,4 @@ def test_stopped_and_resumed(model, tmp_path, monkeypatch):
     assert set(whole['of']) == {'ground_material','material','shape','size','color'}
     assert all((tmp_path/'whole'/o).exists() for o in ('masks.png','curve.png','report.html','weights/model.safetensors'))
     assert list((tmp_path/'whole'/'previews').glob('*.png'))
+    assert export_onnx(load_model(tmp_path/'whole'), tmp_path/'model.onnx') < 1e-4

@@ -40,6 +40,8 @@ class _PlaceNorm(nn.LayerNorm):
     "Layer norm over the features of each place"
     def forward(self, x): return super().forward(x.movedim(1, -1)).movedim(-1, 1) # (B,nf,H,W) -> the same
 
+def _normal(seed, step, *shape): return torch.randn(*shape, generator=step_generator(seed, 'slots', step))
+
 @register_model('slot_attention')
 class SlotAttentionAE(Decomposer):
     "Slot Attention, painting the picture it is shown"
@@ -61,14 +63,15 @@ class SlotAttentionAE(Decomposer):
         self.place,self.place_norm = PlaceEmbedding(nf),_PlaceNorm(nf) if self.norm == 'channels' else nn.LayerNorm((nf,side,side))
         self.mlp = nn.Sequential(nn.Conv2d(nf, nf, 1), nn.ReLU(), nn.Conv2d(nf, nf, 1))
         self.slots,self.decoder = SlotAttention(nf, self.hidden, self.n_iters),BroadcastDecoder(nf, self.ups, size, self.kernel, self.block)
+        self.register_buffer('fixed_noise', _normal(seed, -1, 1, n_regions, nf), persistent=False)
 
 # %% ../../nbs/36_models.slot_attention.ipynb #84573722
 @patch
 def noise(self:SlotAttentionAE, n, step=None, n_regions=None):
     "What slots begin from, (n,K,nf): new at every step of training, the same for all pictures afterwards"
-    g = step_generator(self.seed, 'slots', -1 if step is None else step)
-    if step is None: return torch.randn(1, n_regions or self.n_regions, self.nf, generator=g).expand(n, -1, -1)
-    return rank_share(torch.randn(n*n_ranks(), self.n_regions, self.nf, generator=g))
+    if step is not None: return rank_share(_normal(self.seed, step, n*n_ranks(), self.n_regions, self.nf))
+    own = n_regions in (None,self.n_regions)
+    return (self.fixed_noise if own else _normal(self.seed, -1, 1, n_regions, self.nf)).expand(n, -1, -1)
 
 # %% ../../nbs/36_models.slot_attention.ipynb #26b61a02
 @patch
@@ -92,7 +95,7 @@ def decompose(self:SlotAttentionAE,
     n_regions:int=None # Slots, as many as wanted; None: as in training
 )->Decomposition: # Masks, patches and reconstruction
     "What the picture is made of; slots begin from the same noise for every picture"
-    return self.paint(x, self.noise(len(x), n_regions=n_regions).to(x))
+    return self.paint(x, self.noise(x.shape[0], n_regions=n_regions).to(x))
 
 @patch
 def losses(self:SlotAttentionAE,
