@@ -24,6 +24,7 @@ class SlotAttentionOptions(Options):
     hidden:int = option(128, 'Of the network that slots go through', 4, 4096)
     n_iters:int = option(3, 'Rounds of attention', 1, 20)
     stride:Literal[1,2] = option(1, '2: the encoder looks at every other pixel')
+    look:Literal[1,3,5] = option(5, 'Side of the window of the encoder, after its first layer')
     ups:int = option(4, 'How often the decoder doubles its side of 8', 1, 6)
     kernel:Literal[3,5] = option(5, 'Of the last but one layer of the decoder')
     block:int = option(1, 'Side of the square of pixels that the decoder paints at every place', 1, 8)
@@ -47,7 +48,7 @@ class SlotAttentionAE(Decomposer):
     "Slot Attention, painting the picture it is shown"
     Options,permutes = SlotAttentionOptions,True
     recipes = dict(slot_attention=dict(steps=500_000, bs=64, lr=4e-4, betas=(.9,.999), rule='decay(10000,100000,0.5)'),
-        slot_attention_small=dict(base='slot_attention', rule=None, nf=32, hidden=64, stride=2, ups=1, kernel=3, block=2, keys='plain',
+        slot_attention_small=dict(base='slot_attention', rule=None, nf=32, hidden=64, stride=2, look=1, ups=1, kernel=3, block=2, keys='plain',
             steps=11_000, bs=16, lr=1e-3, warm=.05, decay=.5, bf16=True))
     def __init__(self,
         n_regions:int=11, # Slots
@@ -58,7 +59,7 @@ class SlotAttentionAE(Decomposer):
         super().__init__()
         self.configure(SlotAttentionOptions(**options), **_For(n_regions=n_regions, size=size, seed=seed).model_dump())
         nf,side = self.nf,-(-size//self.stride)
-        convs = [nn.Conv2d(3 if i == 0 else nf, nf, 5, self.stride if i == 0 else 1, 2) for i in range(4)]
+        convs = [nn.Conv2d(3, nf, 5, self.stride, 2), *[nn.Conv2d(nf, nf, self.look, 1, self.look//2) for _ in range(3)]]
         self.encoder = nn.Sequential(*[o for c in convs for o in (c, nn.ReLU())])
         self.place,self.place_norm = PlaceEmbedding(nf),_PlaceNorm(nf) if self.norm == 'channels' else nn.LayerNorm((nf,side,side))
         self.mlp = nn.Sequential(nn.Conv2d(nf, nf, 1), nn.ReLU(), nn.Conv2d(nf, nf, 1))
