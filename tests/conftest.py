@@ -1,6 +1,7 @@
-"Tests leave nothing behind and keep to one core per worker"
-import json, os, re
+"Tests leave nothing behind and keep to one core per worker; the processes that they start have imported already what takes seconds"
+import json, os, re, signal, subprocess, sys, time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 root = Path(__file__).resolve().parents[1]
@@ -58,6 +59,82 @@ def tidy(tmp_path, tmp_path_factory, monkeypatch):
     monkeypatch.chdir(root)
     for name in ('REDO_CACHE','FASTAI_HOME','HF_HOME','HYPOTHESIS_STORAGE_DIRECTORY'): monkeypatch.setenv(name, str(tmp_path/name.lower()))
     monkeypatch.setenv('MPLCONFIGDIR', str(tmp_path_factory.getbasetemp()/'matplotlib'))
+
+# Imports what ours and notebooks take from others, once, and none of ours; then every line that it is sent becomes a process of its own, which runs a piece of code as `python -c` would
+nursery = '''
+import contextlib, importlib, json, os, signal, sys, warnings
+os.environ['PYTORCH_NVML_BASED_CUDA_CHECK'] = '1' # asking does not yet use the GPU
+import torch
+if not torch.cuda.is_available(): # a process that used a GPU cannot be divided
+    import fastai.vision.all, kornia, matplotlib.pyplot, pydantic, safetensors.torch, sklearn.cluster, sklearn.datasets
+    for o in ('cv2','huggingface_hub.hf_api','ipywidgets','jinja2','nbdev.test'):
+        with contextlib.suppress(ImportError): importlib.import_module(o)
+
+def begin(code, argv, env, cwd, out, err, ignore, ends):
+    "What a process begins with; the code that it is to run"
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
+    for o in ignore: signal.signal(o, signal.SIG_IGN)
+    os.setsid()
+    os.environ.clear()
+    os.environ.update(env)
+    os.chdir(cwd)
+    if env.get('PYTHONWARNINGS') == 'ignore': warnings.simplefilter('ignore')
+    for n,o in enumerate((os.open(os.devnull, os.O_RDONLY), *(os.open(o, os.O_WRONLY|os.O_CREAT|os.O_APPEND) for o in (out, err)))): os.dup2(o, n), os.close(o)
+    sys.argv,sys.orig_argv = ['-c', *argv],[sys.executable, '-c', code, *argv]
+    return code
+
+running = {}
+def reap(*args):
+    with contextlib.suppress(ChildProcessError):
+        while (o := os.waitpid(-1, os.WNOHANG))[0]:
+            with open(running.pop(o[0]), 'w') as f: f.write(f'{os.waitstatus_to_exitcode(o[1])} ')
+signal.signal(signal.SIGCHLD, reap)
+for line in iter(sys.stdin.readline, ''):
+    new = json.loads(line)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
+    pid = os.fork()
+    if not pid: break
+    running[pid] = new['ends']
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
+    print(pid, flush=True)
+else: sys.exit()
+exec(compile(begin(**new), '<string>', 'exec'), dict(__name__='__main__'))
+'''
+
+class Process:
+    "A process of the nursery, with what tests need of `Popen`"
+    def __init__(self, pid, ends): self.pid,self.ends,self.returncode = pid,ends,None
+    def poll(self): # the number is whole once the space behind it is there
+        if self.returncode is None and self.ends.exists() and (said := self.ends.read_text()).endswith(' '): self.returncode = int(said)
+        return self.returncode
+    def wait(self, timeout=300):
+        end = time.monotonic()+(timeout or 1e9)
+        while self.poll() is None:
+            if time.monotonic() > end: raise subprocess.TimeoutExpired(f'process {self.pid}', timeout)
+            time.sleep(.002)
+        return self.returncode
+    def send_signal(self, sig):
+        if self.poll() is None:
+            with suppress(ProcessLookupError): os.kill(self.pid, sig)
+    def terminate(self): self.send_signal(signal.SIGTERM)
+    def kill(self): self.send_signal(signal.SIGKILL)
+
+@pytest.fixture(scope='session')
+def python(tmp_path_factory):
+    "`python(code, *argv, out, err, cwd, env, ignore)` starts what `python -c` would, without the seconds that PyTorch and fastai take to import"
+    at,started = tmp_path_factory.mktemp('processes'),[]
+    env = dict(os.environ, FASTAI_HOME=str(tmp_path_factory.mktemp('fastai')), MPLCONFIGDIR=str(tmp_path_factory.getbasetemp()/'matplotlib'), PYTHONPATH=str(root))
+    with subprocess.Popen([sys.executable, '-c', nursery], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env) as p:
+        def start(code, *argv, out=os.devnull, err=None, cwd=None, env=None, ignore=()):
+            ends,env = at/f'{len(started)}',dict(os.environ, PYTHONPATH=str(root), PYTHONWARNINGS='ignore') | (env or {}) # without those that are None
+            new = dict(code=code, argv=[str(o) for o in argv], env={k: str(v) for k,v in env.items() if v is not None}, cwd=str(cwd or os.getcwd()), out=str(out), err=str(err or out), ignore=[int(o) for o in ignore], ends=str(ends))
+            print(json.dumps(new), file=p.stdin, flush=True)
+            started.append(Process(int(p.stdout.readline()), ends))
+            return started[-1]
+        yield start
+        for o in started: o.kill()
+        p.stdin.close()
 
 @pytest.fixture
 def with_pictures(tmp_path, monkeypatch, capfd):

@@ -1,5 +1,5 @@
 "A line of results is enough to make its run again, to the last bit"
-import json, os, re, shlex, subprocess, sys
+import json, re, shlex, sys
 from pathlib import Path
 import numpy as np, pytest
 from PIL import Image
@@ -32,16 +32,13 @@ def again(tmp_path, monkeypatch, capsys):
         return run_command(redo_experiment.__wrapped__, ['--again', *map(str, argv), '--no-progress']), *capsys.readouterr()
     return _f
 
-def test_again(tmp_path, monkeypatch, again):
+def test_again(tmp_path, monkeypatch, again, python):
     "A run of a command, made again in another process from its line alone, after the recipe of that name has changed"
-    import redo
     from redo.models.redo_robust import RobustReDO
     from redo.train.recipes import get_recipe
     pictures(tmp_path/'pics')
     argv = ['pics', *options, '--out', tmp_path/'a run', '--results', 'results/my.jsonl', '--root', '/some/data']
-    env = dict(os.environ, PYTHONPATH=str(Path(redo.__file__).parents[1]), PYTHONWARNINGS='ignore')
-    p = subprocess.run([sys.executable, '-c', command, *map(str, argv)], env=env, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert p.returncode == 0, p.stderr
+    assert python(command, *argv, out=(log := tmp_path/'log.txt'), cwd=tmp_path).wait() == 0, log.read_text()
     text = (tmp_path/'results/my.jsonl').read_text()
     line, = lines(tmp_path/'results/my.jsonl')
     assert str(tmp_path) not in text and '/some' not in text

@@ -1,5 +1,5 @@
 "Two processes that train together give the losses of one with the whole batch"
-import json, os, subprocess, sys, warnings
+import json, socket, sys, warnings
 from pathlib import Path
 import pytest
 
@@ -14,13 +14,25 @@ cases = dict(paper=dict(recipe='paper', **slow), robust=dict(recipe='robust', nf
     collapse=dict(recipe='paper', w_z=0., collapse=.9, restarts=1, **slow))
 argv = 'digits --steps 4 --set nf=4,bf16=false,lr_mask=1e-5,lr_regions=1e-5,lr_latent=1e-5,lr_disc=1e-5 --device cpu --no-previews --no-progress'.split()
 
+def Few():
+    "The digits, drawn once, with fewer to validate with"
+    from redo.data.spec import Pictures, get_source
+    source = get_source('digits')
+    def pictures(split, size, resize='antialias'):
+        if (split, size) not in drawn: drawn[split, size] = source.__class__.pictures(source, split, size)
+        o = drawn[split, size]
+        return o if split == 'train' else Pictures(o.images[:48], o.truth[:48], o.names[:48])
+    source.pictures = pictures
+    return source
+
+drawn = {}
+
 def learner(out, name, **kw):
     "A tiny learner of one case"
     import redo.data.toy
     from redo.data.loaders import redo_dataloaders
     from redo.train.learner import redo_learner
-    dls = redo_dataloaders('digits', bs=4, device='cpu', flip=True, crop=1.125, progress=False)
-    return redo_learner(dls, nf=8, bs=4, checkpoint=out/f'{name}.pth', **cases[name], **kw)
+    return redo_learner(redo_dataloaders(Few(), bs=4, device='cpu', flip=True, crop=1.125, progress=False), nf=8, bs=4, checkpoint=out/f'{name}.pth', **cases[name], **kw)
 
 def bare(learn):
     "Neither bars nor lines"
@@ -78,21 +90,25 @@ def close(a, b):
     assert [list(o) for o in a] == [list(o) for o in b]
     return max((abs(v-q[k])/max(1, abs(v)) for r,q in zip(a, b) for k,v in r.items()), default=0.)
 
-def test_two_processes(tmp_path):
+def test_two_processes(tmp_path, python):
     "Losses, scores and restarts of every case, resume by one process, the command, and a batch that cannot be shared"
     import pandas as pd
     from redo.cli import redo_train, run_command
     one,two = tmp_path/'one',tmp_path/'two'
     one.mkdir(), two.mkdir()
-    env = dict(os.environ, PYTHONPATH=os.getcwd(), PYTHONWARNINGS='ignore')
-    cmd = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', __file__, str(two)]
-    p = subprocess.Popen(cmd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with socket.socket() as s: # as torchrun tells them (nbs/03_ranks runs that itself)
+        s.bind(('127.0.0.1', 0))
+        env = dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=s.getsockname()[1], WORLD_SIZE=2, LOCAL_WORLD_SIZE=2)
+    code = 'import runpy, sys; runpy.run_path(sys.argv[1], run_name="__main__")'
+    ps = [python(code, __file__, two, out=tmp_path/'said.txt', err=tmp_path/'err.txt', env=env | dict(RANK=i, LOCAL_RANK=i)) for i in range(2)]
     try:
         want = train(one)
         assert run_command(redo_train.__wrapped__, [*argv, '--bs', '4', '--out', str(one/'run')]) == 0
-        said,err = p.communicate(timeout=300)
-    finally: p.kill()
-    assert p.returncode == 0, err
+        rcs = [p.wait(300) for p in ps]
+    finally:
+        for p in ps: p.kill()
+    said,err = [(tmp_path/f'{o}.txt').read_text() for o in ('said','err')]
+    assert rcs == [0,0], err
     got = json.loads((two/'two.json').read_text())
     diff = {k: (close(want[k][0], got[k][0]), close(want[k][1], got[k][1])) for k in want}
     assert max(map(max, diff.values())) < 1e-5, diff
@@ -118,4 +134,4 @@ def test_two_processes(tmp_path):
 
 if __name__ == '__main__':
     warnings.filterwarnings('ignore')
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[-1]))

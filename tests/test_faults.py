@@ -12,7 +12,7 @@ nursery = '''
 import json, os, sys
 import redo.study.run
 from redo.cli import redo_train, run_command
-for line in sys.stdin:
+for line in open(sys.argv[1]):
     argv,log = json.loads(line)
     pid = os.fork()
     if not pid:
@@ -53,17 +53,18 @@ class Forked(Command):
     "The same, forked off the nursery"
     def __init__(self, argv, log, mother):
         self.log = log
-        mother.stdin.write(json.dumps([argv, str(log)])+'\n')
-        mother.stdin.flush()
+        print(json.dumps([argv, str(log)]), file=mother, flush=True)
         self.pid = until(lambda: number(Path(f'{log}.pid')))
     def poll(self): return number(Path(f'{self.log}.rc'))
 
 @pytest.fixture(scope='module')
-def train(tmp_path_factory):
+def train(tmp_path_factory, python):
     "`train(*argv)` starts redo-train, with `own=True` from Python on"
     tmp = tmp_path_factory.mktemp('runs')
     env = dict(os.environ, PYTHONPATH=os.getcwd(), PYTHONWARNINGS='ignore', REDO_CACHE=str(tmp/'cache'))
-    mother,started = subprocess.Popen([sys.executable, '-c', nursery], env=env, stdin=subprocess.PIPE, text=True),[]
+    os.mkfifo(tmp/'lines')
+    p,started = python(nursery, tmp/'lines', out=tmp/'mother.txt', env=env),[]
+    mother = open(tmp/'lines', 'w')
     def start(*argv, own=False):
         argv,log = [str(o) for o in argv],tmp/f'{len(started)}.txt'
         started.append(Command(argv, log, env) if own else Forked(argv, log, mother))
@@ -71,8 +72,8 @@ def train(tmp_path_factory):
     yield start
     for o in started:
         if o.poll() is None: os.kill(o.pid, signal.SIGKILL)
-    mother.stdin.close()
-    mother.wait()
+    mother.close()
+    p.wait()
 
 def done(run):
     "Wait for a run that must succeed"

@@ -1,5 +1,5 @@
 "Grids as processes: what ends them, that two do not do the same, and that the folder one works in has no say"
-import json, os, shutil, signal, subprocess, sys, time
+import json, os, shutil, signal, subprocess, time
 from contextlib import suppress
 from pathlib import Path
 import numpy as np, pytest
@@ -56,18 +56,15 @@ def undisturbed(tmp_path_factory):
 
 @pytest.mark.skipif(not Path('/proc/self/task').exists(), reason='looks into /proc')
 @pytest.mark.parametrize('jobs', [pytest.param(1, marks=pytest.mark.skipif(os.environ.get('REDO_SLOW') != '1', reason='REDO_SLOW=1 runs it; the one with two jobs always runs')), 2])
-def test_terminated(tmp_path, undisturbed, monkeypatch, jobs):
+def test_terminated(tmp_path, undisturbed, python, monkeypatch, jobs):
     "A background job of a script, where Ctrl-C is ignored, ends on SIGTERM, and goes on to the same figures; meanwhile no other process runs the grid"
     from redo.core import RedoError
     from redo.study.engine import run_experiment
     (tmp_path/'my.yml').write_text(text), pictures(tmp_path/'pics')
-    env = dict(os.environ, PYTHONPATH=os.getcwd(), PYTHONWARNINGS='ignore')
     monkeypatch.chdir(tmp_path)
     go = lambda folder: run_experiment('my.yml', folder, f'{folder}-results', progress=False)
     log,runs = tmp_path/'log',tmp_path/'cut/my/pics'
-    with open(log, 'w') as f:
-        p = subprocess.Popen([sys.executable, '-c', command, 'my.yml', '--jobs', str(jobs), '--folder', 'cut', '--results', 'cut-results'], env=env, stdout=f, stderr=f, start_new_session=True,
-                             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
+    p = python(command, 'my.yml', '--jobs', jobs, '--folder', 'cut', '--results', 'cut-results', out=log, ignore=[signal.SIGINT])
     workers = []
     try:
         until(lambda: all((runs/f'{o}-0/checkpoint.pth').exists() for o in 'ab'[:jobs]) or p.poll() is not None)
@@ -169,12 +166,13 @@ def kill_one(runs, engine, log, tree):
     os.kill(found[0][1], signal.SIGKILL)
     return found[0]
 
-def start(at, *argv):
+@pytest.fixture
+def start(python):
     "The command in a process of its own; also its log"
-    env = dict(os.environ, PYTHONPATH=str(Path(__file__).resolve().parents[1]), PYTHONWARNINGS='ignore', OMP_NUM_THREADS='1')
-    log = at/f'log-{time.time_ns()}'
-    with open(log, 'w') as f:
-        return subprocess.Popen([sys.executable, '-c', command, 'my.yml', *map(str, argv)], env=env, stdout=f, stderr=f, cwd=at, start_new_session=True),log
+    def _start(at, *argv):
+        log = at/f'log-{time.time_ns()}'
+        return python(command, 'my.yml', *argv, out=log, cwd=at, env=dict(OMP_NUM_THREADS='1')),log
+    return _start
 
 def tree(pid): # With all that come from it
     res = [pid]
@@ -184,7 +182,7 @@ def tree(pid): # With all that come from it
 
 @pytest.mark.skipif(not Path('/proc/self/task').exists(), reason='looks into /proc')
 @pytest.mark.skipif(os.environ.get('REDO_SLOW') != '1', reason='REDO_SLOW=1 runs it; the one with Dask always runs')
-def test_killed_worker(undisturbed):
+def test_killed_worker(undisturbed, start):
     "A process of two is killed in the middle of a run: the grid ends all the same, with every run once"
     runs = undisturbed/'cut/my/pics'
     p,log = start(undisturbed, '--jobs', 2, '--folder', 'cut', '--results', 'cut-results')
@@ -206,10 +204,11 @@ def cluster():
     env = dict(os.environ, PYTHONPATH=str(Path(__file__).resolve().parents[1]), PYTHONWARNINGS='ignore', OMP_NUM_THREADS='1')
     with pytest.MonkeyPatch.context() as m:
         for k,v in env.items(): m.setenv(k, v)
-        with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as c: yield c
+        import dask
+        with dask.config.set({'distributed.worker.multiprocessing-method': 'forkserver'}), distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as c: yield c
 
 @pytest.mark.skipif(not Path('/proc/self/task').exists(), reason='looks into /proc')
-def test_killed_dask_worker(undisturbed, cluster):
+def test_killed_dask_worker(undisturbed, cluster, start):
     "The same on a cluster, and stopped and started again besides"
     runs = undisturbed/'far/my/pics'
     argv = '--scheduler', cluster.scheduler_address, '--folder', 'far', '--results', 'far-results'

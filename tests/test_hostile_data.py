@@ -1,5 +1,5 @@
 "Folders as they come, with pipes, results of other runs, names that are no text, empty masks: one line each, and nothing hangs"
-import gzip, json, os, socket, struct, subprocess, sys, time, tracemalloc
+import gzip, json, os, socket, struct, sys, time, tracemalloc
 from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
@@ -63,18 +63,20 @@ print('gave', run_command(redo_train.__wrapped__, [str(d/'flat'), '--out', str(d
 '''
 
 @needs_fifo
-def test_pipes_are_not_waited_for(tmp_path):
+def test_pipes_are_not_waited_for(tmp_path, python):
     flat,masked,listed,mnist = photos(tmp_path/'flat'),photos(tmp_path/'masked', 4, masks=255),photos(tmp_path/'listed', 4),tmp_path/'mnist'
     mnist.mkdir()
     (masked/'splits.json').write_text(json.dumps(dict(train=['1','2'], test=['0','3'])))
     (masked/'masks'/'0.png').unlink()
     idx = [mnist/f'train-{o}-ubyte.gz' for o in ('images-idx3','labels-idx1')]
     for f in (flat/'a.jpg', masked/'masks'/'0.png', listed/'splits.json', *idx): os.mkfifo(f)
-    p = subprocess.run([sys.executable, '-W', 'ignore', '-c', pipes, tmp_path, *options], capture_output=True, text=True, timeout=150)
-    said,err = p.stdout.splitlines(),[o for o in p.stderr.splitlines() if o.strip()]
+    p = python(pipes, tmp_path, *options, out=tmp_path/'out.txt', err=tmp_path/'err.txt')
+    try: p.wait(150)
+    finally: p.kill()
+    said,err = [[o for o in (tmp_path/f'{n}.txt').read_text().splitlines() if o.strip()] for n in ('out','err')]
     for o in (0,1,3,4,7,8,9): assert said[o].startswith('RedoError cannot read ') and 'it is a pipe' in said[o], said
     assert [said[2],said[5],said[6],said[-1]] == ['gave 40','gave 12','gave []','gave 1'], said
-    assert len(err) == 1 and err[0].startswith('redo-train: cannot read ') and 'a.jpg: it is a pipe' in err[0], p.stderr
+    assert len(err) == 1 and err[0].startswith('redo-train: cannot read ') and 'a.jpg: it is a pipe' in err[0], err
 
 def test_a_run_does_not_learn_from_the_last_one(tmp_path, monkeypatch, capsys):
     d = photos(tmp_path/'photos')

@@ -200,28 +200,22 @@ def test_folders_of_others(here, shell, monkeypatch):
     for o in ('--out','--results'): one_line(shell(redo_teach, 'digits', o, 'pics/0.png/x', *lesson), 'cannot')
     assert not list(Path().glob('redo-digits-*'))
 
-def teach(*argv):
-    "redo-teach as a process of its own"
-    env = dict(os.environ, PYTHONPATH=str(Path(__file__).resolve().parents[1]), PYTHONWARNINGS='ignore', PYTHONUNBUFFERED='1')
-    code = 'import sys; from redo.cli import redo_teach; sys.exit(redo_teach())'
-    with open('said.txt', 'w') as f: return subprocess.Popen([sys.executable, '-c', code, *map(str, argv)], env=env, stderr=subprocess.PIPE, stdout=f, text=True)
-
 @pytest.mark.parametrize('sig', [signal.SIGINT, signal.SIGTERM])
-def test_stopped(here, shell, sig):
+def test_stopped(here, shell, python, sig):
     from redo.data.toy import make_digits
     xs,_ = make_digits(20, 32, seed=1)
     Path('few').mkdir()
     for i,x in enumerate(xs): Image.fromarray(x.permute(1,2,0).numpy()).save(f'few/{i}.png')
     same = ('few', '--out', 'out', *lesson, '--steps', 300)
-    p = teach(*same)
+    p = python('import sys; from redo.cli import redo_teach; sys.exit(redo_teach())', *same, out='said.txt', err='err.txt') # a process of its own
     try:
         end = time.monotonic()+120
         while not Path('out/round-1/checkpoint.pth').exists() and p.poll() is None and time.monotonic() < end: time.sleep(.02)
         one_line(shell(redo_teach, *same), 'in use by another process')
         p.send_signal(sig)
-        err = p.communicate(timeout=120)[1]
-    finally:
-        if p.poll() is None: p.kill()
+        p.wait(120)
+    finally: p.kill()
+    err = Path('err.txt').read_text()
     assert p.returncode == 130, err
     assert err.startswith('redo-teach: stopped after ') and ' of 300 steps of round 1 of 1; out/weights holds' in err and err.endswith('; the same command goes on\n') and err.count('\n') == 1, err
     assert 'round 1 of 1' in Path('said.txt').read_text()

@@ -1,5 +1,5 @@
 "The site: a sidebar for readers, pages without a network, and a check that finds what is broken on them"
-import os, re, shutil, subprocess, sys
+import re
 import pytest, yaml
 import pages
 
@@ -67,11 +67,11 @@ def test_equations():
     assert '<mfrac>' in render.inline_math(r'\frac12') and 'display="block"' in render.block_math('x')
     assert '\\' not in render.inline_math(r'\arg\max_k M_k') and r'\nosuch' in render.inline_math(r'\nosuch')
 
-def test_site(tmp_path):
+def test_site(tmp_path, python):
     "Every notebook becomes a page; all links, figures and equations on them are whole, and none needs the network"
-    env = dict(os.environ, PYTHONPATH=os.pathsep.join([str(root), *filter(None, [os.environ.get('PYTHONPATH')])]))
-    done = subprocess.run([sys.executable, root/'.ci/pages.py', 'site', tmp_path/'site'], env=env, capture_output=True, text=True, timeout=900)
-    assert not done.returncode, done.stderr[-3000:]
+    code = f'import runpy; runpy.run_path({str(root/".ci/pages.py")!r}, run_name="__main__")'
+    rc = python(code, 'site', tmp_path/'site', out=tmp_path/'out.txt', err=(log := tmp_path/'err.txt'), env=dict(PYTHONWARNINGS=None)).wait(900)
+    assert not rc, log.read_text()[-3000:]
     assert not (bad := pages.faults(tmp_path/'site')), '\n'.join(bad)
     there = {o.relative_to(tmp_path/'site').as_posix() for o in (tmp_path/'site').rglob('*.html')}
     assert there == {pages.page_path(f, root/'nbs') for _,fns in pages.sidebar() for f in fns}
