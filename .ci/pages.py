@@ -15,7 +15,7 @@ from bs4 import BeautifulSoup
 from fastcore.nbio import nb2str, nb_frontmatter, read_nb
 from latex2mathml.converter import convert
 from nbconvert import HTMLExporter, MarkdownExporter
-from nbconvert.filters import Highlight2HTML
+from nbconvert.filters.highlight import Highlight2HTML, _pygments_highlight
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbdev.config import get_config, nbpath2html
 from nbdev.doclinks import nbglob
@@ -97,9 +97,14 @@ class Renderer(IPythonRenderer):
     def link(self, text, url, title=None): return super().link(text, self.page.target(url), title)
     def image(self, text, url, title=None): return super().image(text, self.page.picture(url), title)
 
+class Highlight(Highlight2HTML):
+    "Code in color, by one formatter, which takes long to make"
+    formatter = HtmlFormatter()
+    def __call__(self, source, language=None, metadata=None): return _pygments_highlight(source or ' ', self.formatter, language or self.pygments_lexer, metadata)
+
 class Exporter(HTMLExporter):
     "Cells as HTML without a head, Markdown by `Renderer`; the notebooks are the project's own, so nothing is sanitized"
-    def __init__(self): super().__init__(template_name='basic', exclude_input_prompt=True, exclude_output_prompt=True)
+    def __init__(self): super().__init__(template_name='basic', exclude_input_prompt=True, exclude_output_prompt=True, optimistic_validation=True) # the notebook is checked once, not after each of its steps
     def from_notebook_node(self, nb):
         html = super(HTMLExporter, self).from_notebook_node(nb, self._init_resources(None))[0] # HTMLExporter's own would parse the whole page for this:
         return re.sub(r'<img (?![^>]*\balt=)', '<img alt="No description has been provided for this image" ', html)
@@ -108,7 +113,7 @@ class Exporter(HTMLExporter):
     def default_filters(self):
         yield from super().default_filters()
         yield 'markdown2html', self.markdown2html
-        yield 'highlight_code', Highlight2HTML(pygments_lexer='python', parent=self)
+        yield 'highlight_code', Highlight(pygments_lexer='python', parent=self)
         yield 'clean_html', lambda html: html
 
 class Page:

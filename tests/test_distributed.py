@@ -1,5 +1,6 @@
 "Two processes that train together give the losses of one with the whole batch"
 import json, socket, sys, warnings
+from functools import lru_cache
 from pathlib import Path
 import pytest
 
@@ -14,25 +15,22 @@ cases = dict(paper=dict(recipe='paper', **slow), robust=dict(recipe='robust', nf
     collapse=dict(recipe='paper', w_z=0., collapse=.9, restarts=1, **slow))
 argv = 'digits --steps 4 --set nf=4,bf16=false,lr_mask=1e-5,lr_regions=1e-5,lr_latent=1e-5,lr_disc=1e-5 --device cpu --no-previews --no-progress'.split()
 
-def Few():
-    "The digits, drawn once, with fewer to validate with"
-    from redo.data.spec import Pictures, get_source
+@lru_cache
+def digits():
+    "The digits, which are drawn once"
+    from redo.data.spec import get_source
     source = get_source('digits')
-    def pictures(split, size, resize='antialias'):
-        if (split, size) not in drawn: drawn[split, size] = source.__class__.pictures(source, split, size)
-        o = drawn[split, size]
-        return o if split == 'train' else Pictures(o.images[:48], o.truth[:48], o.names[:48])
-    source.pictures = pictures
+    source.pictures = lru_cache(source.pictures)
     return source
-
-drawn = {}
 
 def learner(out, name, **kw):
     "A tiny learner of one case"
     import redo.data.toy
     from redo.data.loaders import redo_dataloaders
     from redo.train.learner import redo_learner
-    return redo_learner(redo_dataloaders(Few(), bs=4, device='cpu', flip=True, crop=1.125, progress=False), nf=8, bs=4, checkpoint=out/f'{name}.pth', **cases[name], **kw)
+    dls = redo_dataloaders(digits(), bs=4, device='cpu', flip=True, crop=1.125, progress=False)
+    dls.valid.bs = 20
+    return redo_learner(dls, nf=8, bs=4, checkpoint=out/f'{name}.pth', **cases[name], **kw)
 
 def bare(learn):
     "Neither bars nor lines"

@@ -199,13 +199,13 @@ def test_killed_worker(undisturbed, start):
 
 @pytest.fixture(scope='module')
 def cluster():
-    "Two workers, a process each"
-    distributed = pytest.importorskip('distributed')
+    "Two workers, a process each, forked off one that has imported what they need"
+    distributed,dask = pytest.importorskip('distributed'),pytest.importorskip('dask')
     env = dict(os.environ, PYTHONPATH=str(Path(__file__).resolve().parents[1]), PYTHONWARNINGS='ignore', OMP_NUM_THREADS='1')
-    with pytest.MonkeyPatch.context() as m:
+    with pytest.MonkeyPatch.context() as m, dask.config.set({'distributed.worker.multiprocessing-method': 'forkserver'}):
         for k,v in env.items(): m.setenv(k, v)
-        import dask
-        with dask.config.set({'distributed.worker.multiprocessing-method': 'forkserver'}), distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as c: yield c
+        distributed.utils.get_mp_context().set_forkserver_preload(['distributed','redo.study.engine','redo.study.run','redo.study.report'])
+        with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as c: yield c
 
 @pytest.mark.skipif(not Path('/proc/self/task').exists(), reason='looks into /proc')
 def test_killed_dask_worker(undisturbed, cluster, start):
