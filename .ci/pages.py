@@ -97,10 +97,13 @@ class Renderer(IPythonRenderer):
     def link(self, text, url, title=None): return super().link(text, self.page.target(url), title)
     def image(self, text, url, title=None): return super().image(text, self.page.picture(url), title)
 
+_formatter = lru_cache(lambda language: HtmlFormatter(cssclass=escape(f' highlight hl-{language}'))) # which takes long to make
+
 class Highlight(Highlight2HTML):
-    "Code in color, by one formatter, which takes long to make"
-    formatter = HtmlFormatter()
-    def __call__(self, source, language=None, metadata=None): return _pygments_highlight(source or ' ', self.formatter, language or self.pygments_lexer, metadata)
+    "Code in color, by one formatter a language"
+    def __call__(self, source, language=None, metadata=None):
+        language = language or self.pygments_lexer
+        return _pygments_highlight(source or ' ', _formatter(language), language, metadata)
 
 class Exporter(HTMLExporter):
     "Cells as HTML without a head, Markdown by `Renderer`; the notebooks are the project's own, so nothing is sanitized"
