@@ -329,7 +329,8 @@ def _grid_report(df, at, dry_run=False):
     "Say what a grid came to, or would"
     from redo.study.results import results_table
     if dry_run: print(f"{df.to_string(index=False)}\n\n{len(df)} runs, {(df.state == 'finished').sum()} of them finished"); return
-    table = results_table(df, ['data','run'], ('iou_set','iou_per_image','test.iou_set','min_region_size','minutes'))
+    scores = 'iou_set','iou_per_image','test.iou_set','min_region_size','ari_fg','ari','test.ari_fg','test.ari','fg_nmi','fg_ari','test.fg_nmi','test.fg_ari' # those that there are
+    table = results_table(df, ['data','run'], (*scores,'minutes'))
     print(f'\n{table.to_string()}\n\n{at}.jsonl: a line a run; {at}-curves.jsonl: losses and scores over steps')
 
 # %% ../nbs/81_cli.ipynb #5f45b013

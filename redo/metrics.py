@@ -6,8 +6,8 @@ Docs: https://redo-segmentation.github.io/redo/metrics.html.md"""
 
 # %% auto #0
 __all__ = ['SCORES', 'contingency', 'assigned_scores', 'match_regions', 'iou_weights', 'oracle_scores', 'all_assignments',
-           'set_assignment', 'Scores', 'register_scores', 'scores_class', 'RegionScores', 'check_assignment',
-           'evaluate', 'RegionMetric', 'region_metrics', 'align_regions']
+           'set_assignment', 'Scores', 'register_scores', 'scores_class', 'curve_scores', 'RegionScores',
+           'check_assignment', 'evaluate', 'RegionMetric', 'region_metrics', 'align_regions']
 
 # %% ../nbs/06_metrics.ipynb #48f2bb1d
 import itertools, math, torch
@@ -158,6 +158,17 @@ def scores_class(
     if isinstance(name, str) and name in SCORES: return SCORES[name]
     known = ', '.join(sorted(SCORES))
     raise RedoError(f"there are no scores '{str(name)[:80]}': known are {known}; `from redo.all import *` brings all of the package")
+
+# %% ../nbs/06_metrics.ipynb #06cc0002
+def curve_scores(
+    names # Columns of a table of validations, in their order, as those of `history.csv`
+)->list: # At most three of them
+    "Scores that curves of a run show"
+    names = list(names)
+    usual = [o for o in ('iou_set','iou_per_image','min_region_size') if o in names]
+    if usual: return usual
+    names = names[names.index('valid_loss')+1:] if 'valid_loss' in names else names
+    return [o for o in names if o not in ('step','seconds') and not o.startswith(('gen_','disc_'))][:3]
 
 # %% ../nbs/06_metrics.ipynb #1e1833b2
 class _Sums:

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from scipy.stats import binomtest, t as t_dist, wilcoxon
 from ..core import *
 from ..data.spec import get_source
-from ..metrics import RegionScores
+from ..metrics import RegionScores, curve_scores
 from ..files import *
 from ..train.folder import running_steps
 from .results import append_result, json_lines, plain_json, result_line, standing
@@ -85,14 +85,14 @@ def _table(file):
 # %% ../../nbs/73_study.compare.ipynb #af7f1cc1
 def curve_line(
     out:Path, # Folder of a run, finished or stopped
-    scores:tuple=('iou_set','iou_per_image','min_region_size') # Scores to keep
+    scores:list=None # Scores to keep (default: `curve_scores`)
 )->dict: # id, run, spec, seed, step, losses, and under 'scores' the scores with their own steps
     "The curves of a run"
     out = Path(out)
     s = stopped_run(out) if run_state_of(out) == 'started' else read_json(out/'summary.json')
     losses,h = (_table(out/f'{o}.csv') for o in ('losses','history'))
     who = {k: s[k] for k in ('id','run','grid','data','spec','size','seed') if k in s}
-    return plain_json({**who, **bin_means(losses), 'scores': bin_means(h[['step', *(o for o in scores if o in h)]])})
+    return plain_json({**who, **bin_means(losses), 'scores': bin_means(h[['step', *(o for o in scores or curve_scores(h) if o in h)]])})
 
 # %% ../../nbs/73_study.compare.ipynb #6d37a2ae
 def load_curves(

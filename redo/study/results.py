@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from ..core import *
 from ..files import *
+from ..metrics import curve_scores
 from ..train.learner import has_bf16
 from ..train.recipes import flat_options, get_recipe, recipe_names
 from ..ranks import n_ranks
@@ -41,7 +42,7 @@ def write_json(
 def result_line(
     summary:dict, # As `train_run` gives it
     scores:list=None, # Rows of `history.csv`, for a curve of at most 20 points
-    curve:tuple=('iou_set','min_region_size') # Scores in the curve
+    curve:list=None # Scores in the curve (default: `curve_scores`)
 )->dict: # One level of names, but for 'config', 'test', 'losses', 'changes', 'versions', 'resumed', 'curve' and 'last5'
     "What is kept of a run"
     told = summary['recipe']
@@ -52,6 +53,7 @@ def result_line(
     line.update(recipe=summary['recipe_name'], minutes=round(summary['seconds']/60, 2), restarts=again, changes=changes)
     rows = [scores[round(i)] for i in np.linspace(0, len(scores)-1, min(20, len(scores)))] if scores else []
     if rows:
+        curve = curve or curve_scores(rows[0])
         line['curve'] = {k: [round(o[k], 4) for o in rows] for k in ('step',*curve) if k in rows[0]}
         line['last5'] = {k: round(float(np.mean([o[k] for o in scores[-5:]])), 4) for k in curve if k in rows[0]}
     return plain_json(line)

@@ -16,7 +16,7 @@ import numpy as np, pandas as pd
 from matplotlib.figure import Figure
 from ..errors import RedoError
 from ..files import *
-from ..metrics import SCORES
+from ..metrics import SCORES, curve_scores
 
 # %% ../../nbs/55_train.folder.ipynb #a0c310b8
 def running_steps(
@@ -34,7 +34,7 @@ def running_steps(
 def plot_run(
     steps:list, # Rows of losses, as `LossHistory.steps`
     scores:list, # Rows of scores, as `LossHistory.scores`
-    names:tuple=('iou_set','iou_per_image','min_region_size') # Scores to draw
+    names:list=None # Scores to draw (default: `curve_scores`)
 )->Figure:
     "Losses and scores over steps"
     fig = Figure(figsize=(8,2.6), layout='constrained')
@@ -42,7 +42,7 @@ def plot_run(
     df,sc = pd.DataFrame(steps),pd.DataFrame(scores)
     for k in (o for o in df if o.endswith('loss')):
         a.plot(running_steps(df.step), df[k].ewm(span=max(2, len(df)/50)).mean(), label=k.replace('_',' '))
-    for k,style in zip([o for o in names if o in sc], ('.-','--',':')): b.plot(running_steps(sc.step), sc[k], style, label=k)
+    for k,style in zip([o for o in names or curve_scores(sc) if o in sc], ('.-','--',':')): b.plot(running_steps(sc.step), sc[k], style, label=k)
     again = [r for r,s in zip(running_steps(df.step), df.step) if s == 0][1:] if len(df) else []
     for ax in (a,b):
         for r in again: ax.axvline(r, color='r', lw=1)

@@ -14,6 +14,7 @@ import ipywidgets as W, pandas as pd
 from fastcore.basics import patch
 from ..errors import RedoError
 from ..files import *
+from ..metrics import curve_scores
 from .folder import plot_run
 
 # %% ../../nbs/56_train.live.ipynb #82ad7ccb
@@ -30,11 +31,6 @@ def _table(
     return df.iloc[::max(1, len(df)//most)]
 
 # %% ../../nbs/56_train.live.ipynb #9f671df0
-def _shown(scores):
-    "Scores to draw: those of regions, or the first ones of other data sets"
-    usual = [o for o in ('iou_set','iou_per_image','min_region_size') if o in scores]
-    return usual or [o for o in scores if o not in ('step','seconds') and not o.startswith(('gen_','disc_'))][:3]
-
 def _news(folder):
     "Time of the last thing that a run has written; 0 where there is none"
     times = [f.stat().st_mtime for o in ('run.json','history.csv','checkpoint.pth','weights','summary.json') if (f := folder/o).exists()]
@@ -52,7 +48,7 @@ def run_now(
     res = dict(state=state, losses=losses, scores=scores, previews=files)
     if state == 'none': return res | dict(line=f'nothing yet: {folder} holds no run')
     last = {} if not len(scores) else scores.iloc[-1].to_dict()
-    named = ', '.join(f'{k} {last[k]:.3f}' for k in _shown(scores)[:2])
+    named = ', '.join(f'{k} {last[k]:.3f}' for k in curve_scores(scores)[:2])
     if state == 'finished':
         s = read_json(folder/'summary.json')
         return res | dict(line=f"{s.get('status', 'finished')}: {s.get('steps')} steps, {named}")
@@ -90,7 +86,7 @@ def refresh(self:RunWatch)->bool: # Has the run ended?
         key = len(now['losses']),len(now['scores']),_news(self.folder)
         if len(now['losses']) and key != self.seen:
             buf = io.BytesIO()
-            plot_run(now['losses'], now['scores'], _shown(now['scores'])).savefig(buf, format='png', dpi=90)
+            plot_run(now['losses'], now['scores']).savefig(buf, format='png', dpi=90)
             self.curves.value,self.seen = buf.getvalue(),key
         self.add_previews(now['previews'])
         return now['state'] == 'finished'
