@@ -84,7 +84,7 @@ def part_labels(
 def at_points(
     labels:Tensor, # Labels of pixels, (B,H,W)
     points:Tensor # Horizontal, then vertical, (B,P,2) in [-1,1] from edge to edge
-)->Tensor: # Label under each point, (B,P); 0 outside of the picture, as in the reference's protocol
+)->Tensor: # Label under each point, (B,P); 0 outside of the picture
     "Nearest pixel of every point"
     h,w = labels.shape[-2:]
     size = torch.tensor([w,h], device=labels.device)
@@ -127,7 +127,8 @@ def tally(self:PartScores,
     K = (deco.masks.shape[1] if deco.background is None else deco.masks.shape[1]-1)
     if points is not None:
         labels,full = (None if o is None else at_points(o, points[...,:2])[:,None] for o in (labels,full))
-        truth = torch.where(points[...,2] > 0, torch.arange(1, points.shape[1]+1), 255)[:,None]
+        seen = (points[...,2] > 0) & (points[...,:2].abs() <= 1).all(-1)
+        truth = torch.where(seen, torch.arange(1, points.shape[1]+1), 255)[:,None]
     truth = truth.as_subclass(Tensor).to(labels.device)
     return contingency(labels, truth, K, 255),None if full is None else contingency(full, truth, K+1, 255)
 
