@@ -516,7 +516,7 @@ def labels(self:PascalParts, item):
     for name,mask in reversed(thing['parts']): labels[mask] = self.label_names.index(name)
     return labels,((labels > 0)).astype(np.uint8)
 
-@register_source('pascal', ('all',), PASCAL_CLASSES)
+@register_source('pascal_part', ('all',), PASCAL_CLASSES)
 def _pascal(spec, root=None, seed=0): return PascalParts(spec, root)
 
 # %% ../../nbs/41_data.parts.ipynb #a4311623
