@@ -6,8 +6,8 @@ Docs: https://redo-segmentation.github.io/redo/data.parts.html.md"""
 
 # %% auto #0
 __all__ = ['CLOTHING_PARTS', 'CUB_POINTS', 'DEEPFASHION_COLORS', 'PASCAL_CLASSES', 'PartItem', 'pad_parts', 'square_box',
-           'cut_parts', 'mirror_parts', 'PartsSource', 'read_figure', 'set_foreground', 'FolderParts', 'clothing_table',
-           'CubParts', 'color_parts', 'DeepfashionParts', 'read_things', 'box_of', 'PascalParts', 'ProtocolPictures']
+           'cut_parts', 'mirror_parts', 'PartsSource', 'read_figure', 'FolderParts', 'clothing_table', 'CubParts',
+           'color_parts', 'DeepfashionParts', 'read_things', 'box_of', 'PascalParts', 'ProtocolPictures']
 
 # %% ../../nbs/41_data.parts.ipynb #df478ac6
 import os, re
@@ -139,9 +139,12 @@ class PartsSource(Source):
         "Labels (H,W) uint8, 0 the ground, 255 not known; and foreground (H,W) uint8, 0 or 1, 255 not known"
         labels = read_mask(item.labels, exif=self.exif)
         return labels,np.where(labels == 255, 255, labels > 0).astype(np.uint8)
-    def given(self, item:PartItem, which:str)->Path: # Folder's name, as 'supervisedlabels'
-        "File of a foreground that came with the set"
-        raise RedoError(f"{self.name} has no foreground {brief(which)}: known is truth")
+    def given(self, item:PartItem, which:str)->Path: # `which`: name of a folder of the set, as 'supervisedlabels', or path of any folder
+        "File of a foreground that came with the set, or lies in a folder by the names of the pictures"
+        if os.path.isdir(which):
+            files = [Path(which)/o for o in (f'{item.name}.png', Path(item.name).with_suffix('.png'))]
+            return next((o for o in files if o.exists()), files[-1])
+        raise RedoError(one_line(f'{self.name} has no foreground {brief(which)}: known are truth, what came with the set, and paths of folders'))
     @property
     def n_classes(self): return len(self.label_names)
 
@@ -149,15 +152,15 @@ class PartsSource(Source):
 def read_figure(
     path:Path # Mask file
 )->np.ndarray: # (H,W) uint8: 0 ground, 1 figure
-    "Foreground from a file with 0 and 1, or with grey values"
+    "Foreground from a file of indices, 0 the ground, or of grey values"
     a = read_mask(path, exif=False)
-    return (a > (127 if a.max(initial=0) > 1 else 0)).astype(np.uint8)
+    return (a > (127 if a.max(initial=0) > 127 else 0)).astype(np.uint8)
 
 # %% ../../nbs/41_data.parts.ipynb #4c3380db
 @patch
 def load(self:PartsSource,
     item:PartItem, # Which picture
-    which:str='truth' # Where its foreground comes from: 'truth', or a folder that came with the set
+    which:str='truth' # Where its foreground comes from: 'truth', a folder that came with the set, or the path of one
 )->list: # Picture (H,W,3), labels and foreground (H,W), uint8
     "A picture as it is stored, checked"
     image,path = np.asarray(read_image(item.image, exif=self.exif)),item.labels
@@ -174,7 +177,7 @@ def load(self:PartsSource,
         path = self.given(item, which)
         figure = read_figure(path)
         check(figure, path)
-    if not (figure == 1).any() and not (figure == 255).all(): raise RedoError(one_line(f'{path} has an empty foreground: no part can be in {item.image}, correct or remove it'))
+    if which == 'truth' and not (figure == 1).any() and not (figure == 255).all(): raise RedoError(one_line(f'{path} has an empty foreground: no part can be in {item.image}, correct or remove it'))
     return [image,labels,figure]
 
 # %% ../../nbs/41_data.parts.ipynb #8fb3ac6f
@@ -238,29 +241,12 @@ def pictures(self:PartsSource,
 def foreground(self:PartsSource,
     split:str, # One of `splits`
     size, # Side of a square, or (h,w)
-    which:str='truth' # 'truth', or a folder that came with the set
+    which:str='truth' # 'truth', a folder that came with the set, or the path of one, with masks as large as the pictures in their files
 )->tuple: # Names, and foregrounds of all pictures of the split, (N,h,w) in [0,1], NaN where not known
     "Foregrounds of a split, framed like its pictures"
     tensors,notes = self._stored(split, size, 'antialias', which)
     f = tensors['figure']
     return notes['names'],torch.where(f == 255, torch.nan, f.float())
-
-def set_foreground(
-    pics:Pictures, # Training pictures that need a foreground
-    which:str, # 'truth', or a folder that came with the set
-    source:Source # Where they come from
-)->Tensor: # (N,h,w) in [0,1], NaN where not known
-    "Foregrounds of training pictures that come with their set, in the pictures' order"
-    size = tuple(pics.images.shape[-2:])
-    if isinstance(source, PartsSource): names,maps = source.foreground('train', size, which)
-    else:
-        if which != 'truth': raise RedoError(f"{source.name} has no foreground {brief(which)}: known is truth")
-        own = source.pictures('train', size)
-        if own.truth is None: raise RedoError(f'{source.name} has no truth for its training pictures: take their foreground from elsewhere')
-        names,maps = own.names,torch.where(own.truth == 255, torch.nan, (own.truth > 0).float())
-    at = {o: i for i,o in enumerate(names)}
-    if lost := [o for o in pics.names if o not in at]: raise RedoError(f'{source.name} knows no foreground of {one_line(lost[0])}: leave it out')
-    return maps[[at[o] for o in pics.names]]
 
 # %% ../../nbs/41_data.parts.ipynb #878bbe8c
 class FolderParts(PartsSource):
