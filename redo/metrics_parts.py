@@ -268,7 +268,7 @@ class KMeansParts(Decomposer):
     def __init__(self,
         n_parts:int=4, # K
         features:callable=None, # Pictures (B,3,H,W) in [-1,1] -> features (B,C,h,w); None: color
-        place:float=1., # Weight of the place of a pixel among standardised numbers; 0: none
+        place:float=3., # Weight of the place of a pixel among standardised numbers; 0: none
         foreground:callable=None, # Pictures -> foreground (B,H,W) in [0,1]; None: parts alone, without a ground
         seed:int=0 # Seed of the pixels that are drawn, and of the clusters
     ):

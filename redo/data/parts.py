@@ -7,7 +7,8 @@ Docs: https://redo-segmentation.github.io/redo/data.parts.html.md"""
 # %% auto #0
 __all__ = ['CLOTHING_PARTS', 'CUB_POINTS', 'DEEPFASHION_COLORS', 'PASCAL_CLASSES', 'PartItem', 'pad_parts', 'square_box',
            'cut_parts', 'mirror_parts', 'PartsSource', 'read_figure', 'FolderParts', 'clothing_table', 'CubParts',
-           'color_parts', 'DeepfashionParts', 'read_things', 'box_of', 'PascalParts', 'ProtocolPictures']
+           'color_parts', 'DeepfashionParts', 'read_things', 'box_of', 'PascalParts', 'ProtocolPictures',
+           'LabelledPictures']
 
 # %% ../../nbs/41_data.parts.ipynb #df478ac6
 import os, re
@@ -557,3 +558,24 @@ def _batch(self:ProtocolPictures, item, arrays, points):
     known = dict(label=item.label, **({} if points is None else dict(keypoints=points.tolist())))
     image,labels,figure = (torch.from_numpy(np.array(a))[None] for a in arrays)
     return image.permute(0,3,1,2),labels.long(),dict(scene=[known], **(dict(foreground=figure.float()) if self.which else {}))
+
+# %% ../../nbs/41_data.parts.ipynb #b609140c
+class LabelledPictures:
+    "Batches of a split with labels and what is known, as `evaluate` and `keypoint_errors` take them"
+    def __init__(self,
+        source:PartsSource, # The set
+        split:str, # One of its splits
+        size, # Side of a square, or (h,w)
+        bs:int=32, # Pictures in a batch
+        which:str=None # Where foregrounds come from that take the place of the model's own: 'truth', a folder of the set, a path; None: nowhere
+    ):
+        self.source,self.pics,self.bs = source,source.pictures(split, size),bs
+        self.figures = None if which is None else source.foreground(split, size, which)[1]
+        if self.figures is not None and len(self.figures) != len(self.pics):
+            raise RedoError(f'{source.name} has {len(self.figures)} foregrounds {brief(which)} for {len(self.pics)} pictures of {split}: complete them')
+    def __len__(self): return -(-len(self.pics)//self.bs)
+    def __iter__(self):
+        for i in range(0, len(self.pics), self.bs):
+            part,p = slice(i, i+self.bs),self.pics
+            known = {**(dict(scene=p.scenes[part]) if p.scenes else {}), **({} if self.figures is None else dict(foreground=self.figures[part].nan_to_num(0)))}
+            yield p.images[part],p.truth[part].long(),*([known] if known else [])
