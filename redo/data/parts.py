@@ -349,7 +349,7 @@ class CubParts(PartsSource):
     frame,swaps,label_names = 'box',_CUB_SWAPS,['ground','bird']
     def __init__(self, spec, root):
         self.root = _found(spec, root, ('CUB_200_2011','cub/CUB_200_2011','cub'), 'parts/part_locs.txt',
-            'images/, segmentations/, parts/part_locs.txt, bounding_boxes.txt, images.txt and train_test_split.txt')
+            'images/, parts/part_locs.txt, bounding_boxes.txt, images.txt, train_test_split.txt and best segmentations/')
         names,train = (dict(_read_table(self.root/f, 2)) for f in ('images.txt','train_test_split.txt'))
         boxes,points = _numbers(self.root/'bounding_boxes.txt', 4, 'a box'),_numbers(self.root/'parts'/'part_locs.txt', 4, 'a keypoint')
         if 'whole' in spec.flags: self.frame = 'pad'
@@ -380,8 +380,9 @@ def item(self:CubParts, i, name, boxes, points):
     if not points or sorted(int(o[0]) for o in points) != [*range(1, n+1)]:
         raise RedoError(one_line(f"{self.root/'parts'/'part_locs.txt'} has {len(points or ())} keypoints of {n} for picture {i} ({name}): give the original file"))
     if min(boxes[0][2:]) < 1: raise RedoError(one_line(f"{self.root/'bounding_boxes.txt'} has an empty box for picture {i} ({name}): correct it"))
-    points = np.array([o[1:] for o in sorted(points)])
-    return PartItem(name, self.root/'images'/name, self.root/'segmentations'/Path(name).with_suffix('.png'), tuple(boxes[0]), points, self.class_of(name))
+    points,drawn = np.array([o[1:] for o in sorted(points)]),self.root/'segmentations'
+    labels = drawn/Path(name).with_suffix('.png') if drawn.is_dir() else None
+    return PartItem(name, self.root/'images'/name, labels, tuple(boxes[0]), points, self.class_of(name))
 
 @_register_parts('cub', 'all', 'whole', 'jitter', 'mirror', r'class\d+')
 def _cub_parts(spec, root=None, seed=0): return CubParts(spec, root)
