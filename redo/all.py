@@ -27,6 +27,8 @@ from .nets.redo import *
 from .losses import *
 from .data.convert import convert_scenes
 from .data.render import render_scenes
+from .metrics_parts import KMeansParts, PartScores, keypoint_errors, purity_table, sweep_parts
+from .data.parts import PartsSource, ProtocolPictures
 
 # %% ../nbs/90_all.ipynb #545096a3
 from .config import Options, option, number, option_table

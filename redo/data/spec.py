@@ -85,21 +85,22 @@ def _flag_size(flag):
 def _is_dir(path): return bool(path) and os.path.isdir(os.path.expanduser(path))
 def _allowed(name, flag): return name in SOURCES and any(re.fullmatch(o, flag) for o in SOURCES[name].flags)
 
-def _peel(path):
-    "Split flags off the end of a folder's path, as long as there is no folder of that name"
+def _peel(path, name='folder'):
+    "Split flags that a set knows off the end of a folder's path, as long as there is no folder of that name"
     flags = []
     while not _is_dir(path) and (m := re.fullmatch(r'(?s)(.+)-(\([^()]*\)|\w+)', path)):
-        if not (m[2][0] == '(' and _flag_size(m[2]) or _allowed('folder', m[2].lower())): break
+        if not (m[2][0] == '(' and _flag_size(m[2]) or _allowed(name, m[2].lower())): break
         path = m[1]
         flags.append(m[2])
     return path,flags
 
 def _split_folder(text):
-    "What stands before a folder's path, the path (None where no folder is meant) and its flags"
-    if m := re.match(r'(?is)((?:[^:+]*(?::\w+)?\+)*)folder:(.+)', text): return m[1].rstrip('+'), *_peel(m[2])
+    "What stands before a folder's path, the path (None where no folder is meant), its flags, and the name of the set"
+    m = re.match(r'(?is)((?:[^:+]*(?::\w+)?\+)*)((?:\w+-)?folder):(.+)', text)
+    if m and (name := m[2].lower()) in {'folder',*SOURCES}: return m[1].rstrip('+'), *_peel(m[3], name), name
     path,flags = _peel(text)
-    if _is_dir(path) and not {text.lower(),path.lower()} & set(SOURCES): return '', path, flags
-    return text,None,[]
+    if _is_dir(path) and not {text.lower(),path.lower()} & set(SOURCES): return '', path, flags, 'folder'
+    return text,None,[],None
 
 # %% ../../nbs/10_data.spec.ipynb #189812b3
 def _check_name(part, text):
@@ -114,7 +115,7 @@ def _check_name(part, text):
     if variant and known is not None and variant not in known:
         which = 'known are ' + ', '.join(known) if known else 'it has none'
         raise RedoError(f"unknown variant '{one_line(variant)}' of {name} in '{text}': {which}")
-    if name == 'folder' and not variant: raise RedoError(f"'{text}' names no folder: write folder:PATH")
+    if name.endswith('folder') and not variant: raise RedoError(f"'{text}' names no folder: write {name}:PATH")
     return Spec(name, variant or None)
 
 # %% ../../nbs/10_data.spec.ipynb #cd3b4a05
@@ -139,11 +140,11 @@ def parse_spec(
     text = str(text).strip()
     if len(text) > 4096: raise RedoError(f"'{one_line(text[:60])}...' has {len(text):,} characters: no data set has such a name")
     if m := re.fullmatch(r'(?is)concat\(([^()]+)\)(.*)', text): text = '+'.join(o.strip() for o in m[1].split(','))+m[2]
-    base,path,flags = _split_folder(text)
-    if path is None: base,*flags = (o.strip() for o in re.split(r'-(?![^()]*\))', base))
-    bases = [] if path and not base else [base] if base.lower() in SOURCES else [o.strip() for o in base.split('+')]
+    base,path,flags,folder = _split_folder(text)
+    if path is None and base.rstrip(':').lower() not in SOURCES: base,*flags = (o.strip() for o in re.split(r'-(?![^()]*\))', base))
+    bases = [] if path and not base else [base] if base.rstrip(':').lower() in SOURCES else [o.strip() for o in base.split('+')]
     parts = [_check_name(o, one_line(text)) for o in bases]
-    if path: parts.append(Spec('folder', path))
+    if path: parts.append(Spec(folder, path))
     flags,size = _check_flags([o.lower() for o in flags if o], parts, one_line(text))
     if len(parts) == 1: return Spec(parts[0].name, parts[0].variant, flags, size)
     return Spec('+'.join(p.name for p in parts), None, flags, size, tuple(parts))
