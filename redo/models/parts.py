@@ -140,7 +140,6 @@ def load_parts(
     size:int=256 # Side of the pictures
 )->Parts: # In evaluation mode
     "The part network of a published checkpoint"
-    net = DeepLab.from_file(path)
-    model = Parts(size, parts=len(net.layer5.conv2d_list[0].bias))
-    model.network.load_state(net.state_dict(), path)
+    model = Parts(size, parts=published_parts(path))
+    model.network.load_file(path)
     return model.eval()

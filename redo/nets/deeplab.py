@@ -6,8 +6,8 @@ Docs: https://redo-segmentation.github.io/redo/nets.deeplab.html.md"""
 
 # %% auto #0
 __all__ = ['FrozenScaleNorm', 'Bottleneck', 'SummedHead', 'DeepLab', 'caffe_input', 'deeplab_weights', 'imagenet_resnet',
-           'PartUNet', 'VGGFeatures', 'RandomFeatures', 'TrunkFeatures', 'parse_features', 'feature_network',
-           'feature_maps']
+           'published_parts', 'PartUNet', 'VGGFeatures', 'RandomFeatures', 'TrunkFeatures', 'parse_features',
+           'feature_network', 'feature_maps']
 
 # %% ../../nbs/42_nets.deeplab.ipynb #d8e51ec5
 import os, torch, torch.nn.functional as F
@@ -149,14 +149,13 @@ def imagenet_resnet()->dict: # Name -> tensor, with a classifier
         raise RedoError(f"torchvision's ResNet-50 cannot be fetched ({type(e).__name__}): name a file in its place, as backbone=FILE") from None
     return {k: v for k,v in state.items() if not k.endswith('num_batches_tracked')}
 
-@patch(cls_method=True)
-def from_file(cls:DeepLab,
+def published_parts(
     path # Published checkpoint
-)->DeepLab: # For as many parts as it was trained for
-    "The network of a published checkpoint"
+)->int: # K
+    "For how many parts a checkpoint was trained"
     head = deeplab_weights(path).get('layer5.conv2d_list.0.weight')
     if head is None or head.ndim != 4: raise RedoError(f"{path}: 'layer5.conv2d_list.0.weight' (K, 1024, 3, 3) is missing: use a checkpoint of DeepLab50_2branch")
-    return cls(len(head)).load_file(path)
+    return len(head)
 
 # %% ../../nbs/42_nets.deeplab.ipynb #53896a9c
 class PartUNet(nn.Module):
