@@ -134,7 +134,7 @@ def check_foreground(self:Parts, foreground, x):
         raise RedoError(f'a foreground of {tuple(foreground.shape)} does not fit pictures of {tuple(x.shape)}: give (B,H,W), as large as they are')
     return foreground.to(x).nan_to_num(0).view(len(x), 1, *x.shape[-2:])
 
-# %% ../../nbs/45_models.parts.ipynb #7dc4dc1f
+# %% ../../nbs/45_models.parts.ipynb #fdc42ec9
 def load_parts(
     path, # Published checkpoint, `model_<step>.pth`
     size:int=256 # Side of the pictures
