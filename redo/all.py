@@ -43,6 +43,7 @@ from .models.dti_sprites import DTISprites
 from .schedules import parse_rule, parse_schedule
 from .models.monet import MONet
 from .models.genesis2 import Genesis2
+from .models.parts import Parts, load_parts
 from .train.phases import *
 from .train.watch import *
 from .train.resume import *

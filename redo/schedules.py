@@ -147,16 +147,21 @@ class RateRule:
     warm:int # Steps until the rate is whole
     every:float=None # Steps over which it falls by `by`; None: it does not
     by:float=.5
+    power:float=None # Of what is left of `every` steps; None: it falls by `by`
     def factor(self, step): # Finished steps -> in [0,1]
+        if self.power is not None: return max(0., 1-step/self.every)**self.power
         return min(1., step/self.warm if self.warm else 1.)*(self.by**(step/self.every) if self.every else 1.)
 
 def parse_rule(
-    text:str # 'decay(w,d,r)', 'decay(w,d)' or 'warm(w)'
+    text:str # 'decay(w,d,r)', 'decay(w,d)', 'warm(w)' or 'poly(n,p)'
 )->RateRule:
     "Read a rule of the learning rate"
-    m = re.fullmatch(r'(decay|warm)\((.*)\)', str(text).strip())
-    if not m: raise RedoError(f"learning-rate rule {str(text)[:80]!r}: use decay(10000,100000,.5), warm(1000), plateau or none")
+    m = re.fullmatch(r'(decay|warm|poly)\((.*)\)', str(text).strip())
+    if not m: raise RedoError(f"learning-rate rule {str(text)[:80]!r}: use decay(10000,100000,.5), warm(1000), poly(100000,.9), plateau or none")
     v = [_number(o, text) for o in m[2].split(',')]
+    if m[1] == 'poly':
+        if len(v) == 2 and isinstance(v[0], int) and v[0] > 0 and v[1] > 0: return RateRule(0, v[0], power=v[1])
+        raise RedoError(f'learning-rate rule {text!r}: poly(n,p) has n of 1 step or more and p above 0')
     fits = len(v) in ((2,3) if m[1] == 'decay' else (1,)) and isinstance(v[0], int) and v[0] >= 0 and (len(v) == 1 or v[1] > 0) and (len(v) < 3 or 0 < v[2] <= 1)
     if not fits: raise RedoError(f'learning-rate rule {text!r}: decay(w,d,r) has w of 0 steps or more, d above 0 and r above 0 and at most 1; warm(w) has w')
     return RateRule(*v)

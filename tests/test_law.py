@@ -48,6 +48,7 @@ def bright():
         def losses(self, x, phase, step, foreground):
             known = ~foreground.isnan()
             return {'loss': ((self.decompose(x).masks[:,1]-foreground.nan_to_num())[known]**2).mean()}
+    own = INPUTS.get('foreground') # the package's
     @register_input('foreground')
     def make(pics, text, source):
         if text != 'bright': raise RedoError(f"foreground '{text}': use bright")
@@ -56,6 +57,7 @@ def bright():
         return m
     yield Threshold
     del MODELS['threshold'], INPUTS['foreground']
+    if own: INPUTS['foreground'] = own
 
 short = '--steps 12 --bs 4 --device cpu --no-progress'.split()
 small = ['--model', 'slots', '--size', '32', '--set', 'lr=0.02', *short]

@@ -121,6 +121,8 @@ def redo_learner(
     _check_batch(x, y, dls.valid)
     h,w = x.shape[-2:]
     net = recipe_model(h if h == w else (h,w), k, r, seed).to(x.device)
+    if n_regions is not None and net.n_regions not in (None,n_regions):
+        raise RedoError(f"n_regions={n_regions}: model '{net.model_name}' makes {net.n_regions} by its own options; leave n_regions out")
     _check_needs(net, dls.train)
     _check_groups(net, r.train)
     check_schedule(net, r.model, r.train.schedule)

@@ -29,7 +29,7 @@ from ..metrics import align_regions, contingency, oracle_scores
 _Rate,_Share,_Memory = number(float, 0, 10),number(float, 0, 1),number(float, 0, .999999)
 _Until = number(int, 0, 10**9)|text(r'\w+<\d*\.?\d+', 'z<.5')
 _Optimizer = Literal['adam','adamw','adamax','rmsprop','sgd']|text(r'sgd(-m0?\.\d+|-nest)+', 'sgd-m0.9-nest')
-_Rule = text(r'(decay|warm)\([^()]*\)|plateau', 'decay(10000,100000,.5), warm(1000) or plateau')
+_Rule = text(r'(decay|warm|poly)\([^()]*\)|plateau', 'decay(10000,100000,.5), warm(1000), poly(100000,.9) or plateau')
 
 def _schedule_text(v): return parse_schedule(str(v)).text and str(v)
 _Schedule = Annotated[str, BeforeValidator(_schedule_text), Field(examples=['itr_lin(50000,0.5,0.15)'])]

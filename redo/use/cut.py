@@ -25,6 +25,7 @@ from ..data.loaders import to_picture
 from ..weights import checkpoint_model, packaged_models, safe_load
 from ..metrics import align_regions
 from ..models.published import load_published
+from ..models.parts import load_parts
 import redo.models.redo_robust # knows what older files mean
 from ..draw import palette
 
@@ -36,7 +37,7 @@ def _model_file(path):
                         'use a folder that save_pretrained wrote')
     raw = safe_load(path)
     if isinstance(raw, dict) and {'config','model'} <= set(raw): return checkpoint_model(raw, path)
-    return load_published(path)
+    return load_parts(path) if isinstance(raw, dict) and 'model_state_dict' in raw else load_published(path)
 
 def _model_folder(path):
     "Model from a folder of weights or of a run"

@@ -7,7 +7,7 @@ Docs: https://redo-segmentation.github.io/redo/use.pseudo.html.md"""
 # %% auto #0
 __all__ = ['to_size', 'parse_teacher', 'join_teachers', 'teacher_masks', 'plausible', 'object_masks', 'refined_objects',
            'object_region', 'mask_iou', 'trusted', 'parse_pseudo', 'shrink_masks', 'pseudo_labels', 'keep_pseudo',
-           'make_pseudo']
+           'make_pseudo', 'make_foreground']
 
 # %% ../../nbs/65_use.pseudo.ipynb #e3206543
 import hashlib, numpy as np, torch, torch.nn.functional as F, warnings
@@ -18,8 +18,9 @@ from torch import Tensor
 from ..core import *
 from ..files import *
 from ..data.spec import Pictures, Source
-from ..data.images import parallel_map, tensor_hash
+from ..data.images import fit_mask, parallel_map, tensor_hash
 from ..data.cache import load_cached, save_cached
+from ..data.folders import FolderSource, _is_classes, _mask_values, folder_truth, picture_files
 from ..data.loaders import register_input
 from ..models.iem import IEM
 from ..models.redo_robust import inner_region
@@ -269,3 +270,50 @@ def make_pseudo(
     got = load_cached(key) or _save_labels(key, pseudo_labels(images, text, source.progress))
     codes = got[0]['masks']
     return shrink_masks(torch.where(codes == 255, torch.nan, codes/254), tuple(pics.images.shape[2:]))
+
+# %% ../../nbs/65_use.pseudo.ipynb #4feec9c7
+def _mask_files(files, size, rule=None):
+    "Foregrounds out of mask files, (N,h,w) in [0,1], NaN for unknown"
+    classes = rule is None and _is_classes(_mask_values(files))
+    read = rule or partial(folder_truth, classes=classes)
+    t = torch.stack(parallel_map(lambda o: torch.from_numpy(fit_mask(read(o), size)), files, False, 'reading masks'))
+    return torch.where(t == 255, torch.nan, (t > 0).float())
+
+def _drawn(pics, which, source):
+    "Foregrounds that came with a set"
+    size = tuple(pics.images.shape[-2:])
+    if hasattr(source, 'foreground'): names,maps = source.foreground('train', size, which)
+    elif which != 'truth': raise RedoError(f"{source.name} has no foreground {brief(which)}: use truth, folder:PATH, model:NAME or a teacher")
+    elif isinstance(source, FolderSource):
+        if lost := [o for o in pics.names if o not in source.masks]: raise RedoError(f'{source.name} has no mask of {brief(lost[0])}: take foregrounds from elsewhere')
+        return _mask_files([source.masks[o] for o in pics.names], size, source.rule)
+    else:
+        own = source.pictures('train', size)
+        if own.truth is None: raise RedoError(f'{source.name} has no truth of its training pictures: take foregrounds from elsewhere')
+        names,maps = own.names,torch.where(own.truth == 255, torch.nan, (own.truth > 0).float())
+    at = {o: i for i,o in enumerate(names)}
+    return maps[[at[o] for o in pics.names]]
+
+def _from_folder(pics, path):
+    "Foregrounds of a folder of masks, by the names of the pictures"
+    path = Path(path).expanduser()
+    if not path.is_dir(): raise RedoError(f'there is no folder {path} of foregrounds: check the path')
+    files = {o.relative_to(path).with_suffix('').as_posix(): o for o in picture_files(path)}
+    if lost := [o for o in pics.names if o not in files]: raise RedoError(f'{path} has no mask of {brief(lost[0])}: put it there by that name, or leave the picture out')
+    return _mask_files([files[o] for o in pics.names], tuple(pics.images.shape[-2:]))
+
+# %% ../../nbs/65_use.pseudo.ipynb #ffe38bb1
+@register_input('foreground')
+def make_foreground(
+    pics:Pictures, # Training pictures as the model gets them
+    text:str, # 'truth', 'given:NAME' of a folder that came with the set, 'folder:PATH', 'model:NAME', or as for `parse_pseudo`
+    source:Source # Where they come from
+)->Tensor: # (N,h,w) in [0,1], NaN for unknown: all of it where a foreground is empty
+    "Where the thing is in each training picture"
+    kind,_,name = text.partition(':')
+    if kind == 'folder' and name: maps = _from_folder(pics, name)
+    elif text == 'truth' or kind == 'given' and name: maps = _drawn(pics, name or text, source)
+    else: maps = make_pseudo(pics, f'refined:none:{name}' if kind == 'model' else text, source)
+    empty = maps.nan_to_num(0).flatten(1).amax(1) < .5
+    if empty.all(): raise RedoError(f'foreground={text}: it is empty in all {len(maps)} pictures, so no part can be in it; use another one')
+    return torch.where(empty[:,None,None], torch.nan, maps)
