@@ -45,7 +45,7 @@ def pooled_ari(
 def with_ground_first(
     parts:Tensor, # Probabilities of the parts, (B,K,H,W), summing to 1 over K
     figure:Tensor, # Foreground, (B,H,W) in [0,1]
-    eps:float=1e-6 # Least foreground, so that the parts of the ground keep their order
+    eps:float=1e-4 # Least foreground, so that the parts of the ground keep their order
 )->Tensor: # (B,K+1,H,W), summing to 1
     "Masks of ground and parts: 1-max(M,eps), then max(M,eps) times each part"
     m = figure[:,None].to(parts).clamp(min=eps)

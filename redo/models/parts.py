@@ -15,6 +15,7 @@ from torch import Tensor
 from ..core import *
 from ..ranks import rank_id
 from ..config import *
+from ..metrics_parts import with_ground_first
 from ..nets.deeplab import *
 from ..warps import *
 from ..losses_parts import *
@@ -123,16 +124,16 @@ def decompose(self:Parts,
     p = self.network(self.feed(x)).float()
     if self.net == 'deeplab': p = F.interpolate(p, size=x.shape[-2:], mode='bilinear', align_corners=False)
     p = p.softmax(1)
-    m = torch.ones_like(p[:,:1]) if foreground is None else self.check_foreground(foreground, x).clamp(min=1e-4)
-    masks = torch.cat([1-m, m*p], 1)
+    m = torch.ones_like(p[:,0]) if foreground is None else self.check_foreground(foreground, x)
+    masks = with_ground_first(p, m)
     return Decomposition(masks, background=0, points=centres(masks))
 
 @patch
 def check_foreground(self:Parts, foreground, x):
-    "A foreground as (B,1,H,W); a `RedoError` for one of another size"
+    "A foreground as (B,H,W); a `RedoError` for one of another size"
     if foreground.numel() != x[:,0].numel() or foreground.shape[-2:] != x.shape[-2:]:
         raise RedoError(f'a foreground of {tuple(foreground.shape)} does not fit pictures of {tuple(x.shape)}: give (B,H,W), as large as they are')
-    return foreground.to(x).nan_to_num(0).view(len(x), 1, *x.shape[-2:])
+    return foreground.to(x).nan_to_num(0).view(len(x), *x.shape[-2:])
 
 # %% ../../nbs/45_models.parts.ipynb #fdc42ec9
 def load_parts(
