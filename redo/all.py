@@ -27,8 +27,6 @@ from .nets.redo import *
 from .losses import *
 from .data.convert import convert_scenes
 from .data.render import render_scenes
-from .metrics_parts import KMeansParts, PartScores, keypoint_errors, purity_table, sweep_parts
-from .data.parts import PartsSource, ProtocolPictures
 
 # %% ../nbs/90_all.ipynb #545096a3
 from .config import Options, option, number, option_table
@@ -43,13 +41,17 @@ from .models.dti_sprites import DTISprites
 from .schedules import parse_rule, parse_schedule
 from .models.monet import MONet
 from .models.genesis2 import Genesis2
-from .models.parts import Parts, load_parts
 from .train.phases import *
 from .train.watch import *
 from .train.resume import *
 from .train.recipes import *
 from .train.learner import *
 from .train.live import watch
+
+# %% ../nbs/90_all.ipynb #90a00004
+from .metrics_parts import KMeansParts, PartScores, keypoint_errors, purity_table, sweep_parts
+from .data.parts import PartsSource, ProtocolPictures
+from .models.parts import Parts, load_parts
 
 # %% ../nbs/90_all.ipynb #90a00001
 from .use.formats import *
