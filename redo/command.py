@@ -182,7 +182,7 @@ def _check_grid(name):
 def _set_names():
     "Names of the data sets that the package registers"
     text = ''.join(o.read_text(encoding='utf-8') for o in (_package()/'data').glob('*.py'))
-    return sorted(re.findall(r"^@register_source\('(\w+)'", text, re.M))
+    return sorted(re.findall(r"^@register_source\('([\w-]+)'", text, re.M))
 
 def _check_set(spec, root=None):
     text,known = str(spec).strip(),_set_names()
@@ -246,8 +246,8 @@ def score_table(
 )->str:
     "Scores side by side"
     import pandas as pd
-    from redo.metrics import SCORES
-    names = dict.fromkeys([*(o for cls in SCORES.values() for o in cls.columns), 'n_images'])
+    from redo.metrics import score_names
+    names = score_names({o for s in rows.values() for o in s}) + ['n_images']
     df = pd.DataFrame({k: {n: f'{v[n]:.4f}' if isinstance(v[n], float) else v[n] for n in names if n in v} for k,v in rows.items()})
     return df.fillna('').to_string()
 
@@ -263,8 +263,8 @@ def models_table(
 )->str:
     "A row a model, a column a score; of several models also their mean ± standard deviation"
     import pandas as pd
-    from redo.metrics import SCORES
-    have = dict.fromkeys(o for cls in SCORES.values() for o in cls.columns if all(isinstance(s.get(o), float) for s in rows.values()))
+    from redo.metrics import score_names
+    have = score_names([o for o in next(iter(rows.values())) if all(isinstance(s.get(o), float) for s in rows.values())])
     df = pd.DataFrame({k: {n: f'{s[n]:.4f}' for n in have} | {'n_images': str(s.get('n_images', ''))} for k,s in rows.items()}).T
     if len(rows) > 1: df.loc['mean ± std'] = [_mean_std(s[n] for s in rows.values()) for n in have] + ['']
     return df.to_string()

@@ -6,7 +6,7 @@ Docs: https://redo-segmentation.github.io/redo/metrics.html.md"""
 
 # %% auto #0
 __all__ = ['SCORES', 'contingency', 'assigned_scores', 'match_regions', 'iou_weights', 'oracle_scores', 'all_assignments',
-           'set_assignment', 'Scores', 'register_scores', 'scores_class', 'curve_scores', 'RegionScores',
+           'set_assignment', 'Scores', 'register_scores', 'scores_class', 'curve_scores', 'score_names', 'RegionScores',
            'check_assignment', 'evaluate', 'RegionMetric', 'region_metrics', 'align_regions']
 
 # %% ../nbs/06_metrics.ipynb #48f2bb1d
@@ -169,6 +169,14 @@ def curve_scores(
     if usual: return usual
     names = names[names.index('valid_loss')+1:] if 'valid_loss' in names else names
     return [o for o in names if o not in ('step','seconds') and not o.startswith(('gen_','disc_'))][:3]
+
+# %% ../nbs/06_metrics.ipynb #06cc0005
+def score_names(
+    names # Scores that there are
+)->list: # Those that a family of scores shows in tables
+    "Names of scores in the order of a table"
+    best = sorted(SCORES.values(), key=lambda cls: -len({*cls.columns} & {*names}))
+    return list(dict.fromkeys(o for cls in best for o in cls.columns if o in names))
 
 # %% ../nbs/06_metrics.ipynb #1e1833b2
 class _Sums:

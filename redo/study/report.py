@@ -14,9 +14,10 @@ from urllib.parse import quote
 import numpy as np, pandas as pd
 from ..errors import RedoError
 from ..files import *
+from ..metrics import curve_scores, score_names
 from ..page import curve_panel, picture_uri, report_page
 from ..train.folder import RunFolder, find_runs, preview_files, run_options, run_origin, run_state, run_table
-from ..train.folder import _dict, _dotted, _is_number, _known, _plain
+from ..train.folder import _dict, _dotted, _is_number, _plain
 from .results import results_table
 from .compare import mean_curve
 
@@ -57,7 +58,7 @@ def _scores(table):
     return dict(title='Scores', head=['', *table.columns], rows=rows, more='; '.join(said) + '.'*bool(said))
 
 # %% ../../nbs/78_study.report.ipynb #a418d64f
-_MAIN = ('iou_set','iou_per_image','min_region_size','ari','ari_fg','miou')
+_MAIN = ('iou_set','iou_per_image','min_region_size','ari','ari_fg','miou','fg_nmi','fg_ari')
 
 def _curves(run):
     "Section of the curves of a run: losses, and scores of every validation"
@@ -67,8 +68,7 @@ def _curves(run):
         got = {f'{r.folder.name}, {k}' if many else k: _curve(what(r), k) for r in rounds for k in names(what(r))}
         return {k: [v] for k,v in got.items() if v}
     losses = lines(lambda r: _smoothed(r.losses), lambda df: list(df.filter(regex='loss$')))
-    known = _known()
-    scores = lines(lambda r: r.history, lambda df: [o for o in _MAIN if o in df] or [o for o in known if o in df][:3])
+    scores = lines(lambda r: r.history, curve_scores)
     again = [] if many else rounds[0].losses.step[rounds[0].losses.again].tolist() if len(rounds[0].losses) else []
     if losses: panels.append(curve_panel('losses, smoothed', losses, again))
     if scores: panels.append(curve_panel('validation', scores, again, 1.02))
@@ -209,7 +209,7 @@ def _many_page(runs, at, title, grid):
     side = dict(title='Last pictures', pictures=pictures, style='side') if pictures else None
     tables = {f'{o.name}: {k}': v for o in runs for k,v in run_table(o).items() if not re.search(', .+ masks', k)}
     df = pd.DataFrame(tables)
-    scores = None if grid or len(runs) > 12 else _scores(df.reindex([o for o in (*_known(),'n_images') if o in df.index]).T)
+    scores = None if grid or len(runs) > 12 else _scores(df.reindex([*score_names(df.index), *df.index.intersection(['n_images'])]).T)
     own = [_means(runs) if grid else None, _runs(runs, at, 'Runs', not scores), _together(runs, grid), scores]
     counts = pd.Series([run_state(o)[1] for o in runs]).value_counts()
     words = {'good': 'finished', 'bad': 'failed', 'open': 'not finished'}

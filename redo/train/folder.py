@@ -16,7 +16,7 @@ import numpy as np, pandas as pd
 from matplotlib.figure import Figure
 from ..errors import RedoError
 from ..files import *
-from ..metrics import SCORES, curve_scores
+from ..metrics import curve_scores, score_names
 
 # %% ../../nbs/55_train.folder.ipynb #a0c310b8
 def running_steps(
@@ -132,13 +132,13 @@ def run_origin(
 
 # %% ../../nbs/55_train.folder.ipynb #f9fed12f
 def _is_number(v): return isinstance(v, (int,float)) and not isinstance(v, bool) and abs(v) < 1e15
-def _known(): return list(dict.fromkeys(o for cls in SCORES.values() for o in cls.columns))
 
 def run_table(
     run:RunFolder # A run
 )->pd.DataFrame: # A column a set: 'valid', 'test', their parts, refinements
     "All scores of a run, as far as there are any"
-    s,known,cols = run.summary,_known(),{}
+    s,cols = run.summary,{}
+    known = score_names([*s, *run.history, *(o for v in _dict(s.get('scores')).values() for o in _dict(v))])
     if run.teach:
         for k,v in _dict(s.get('scores')).items():
             cols |= {k: _dict(v)} | {f'{k}, {m} masks': o for m,o in _dict(v).items() if isinstance(o, dict)}
