@@ -137,6 +137,14 @@ def python(tmp_path_factory):
         p.stdin.close()
 
 @pytest.fixture
+def run(capfd, tmp_path, monkeypatch):
+    "`run(command, *argv)` in a folder of its own: exit status, and what it said"
+    from redo.command import run_command
+    monkeypatch.chdir(tmp_path)
+    def _run(command, *argv): return run_command(command.__wrapped__, [str(o) for o in argv]),capfd.readouterr()
+    return _run
+
+@pytest.fixture
 def with_pictures(tmp_path, monkeypatch, capfd):
     "`with_pictures(folder)` makes a folder with eight pictures and gives `run(command, *argv)`: exit status, stdout and stderr"
     def begin(folder):

@@ -1,7 +1,7 @@
 "What the ClevrTex benchmark's command offers, through the commands here: tags, drawn seeds, schedules, limits, best states, tables"
 import json, re
 import pandas as pd, pytest, torch
-from redo.cli import redo_evaluate, redo_train, run_command
+from redo.cli import redo_evaluate, redo_train
 from redo.data.shapes import ShapesSource
 from redo.models.slot_attention import SlotAttentionAE
 from redo.weights import safe_load
@@ -9,15 +9,8 @@ from redo.weights import safe_load
 tiny = '--recipe slot_attention_small --size 16 --n-regions 4 --bs 4 --device cpu --no-progress --no-previews'.split()
 own = 'nf=8,hidden=8,ups=1,train.optimizer=rmsprop,train.clip=5,train.rule=decay(2,10),warm=0,decay=0,train.schedule.n_iters=itr_to(0.5:2:1)'
 
-@pytest.fixture
-def run(capfd, tmp_path, monkeypatch):
-    "`run(command, *argv)` in a folder of its own, on few scenes: exit status, and what it said"
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(ShapesSource, 'n', 60)
-    def _run(command, *argv):
-        rc = run_command(command.__wrapped__, [str(o) for o in argv])
-        return rc, capfd.readouterr()
-    return _run
+@pytest.fixture(autouse=True)
+def few(monkeypatch): monkeypatch.setattr(ShapesSource, 'n', 60)
 
 def good(res):
     rc,said = res

@@ -4,7 +4,7 @@ import numpy as np, pytest, torch, yaml
 import redo.data.toy
 from PIL import Image
 from torch import nn
-from redo.cli import redo_evaluate, redo_experiment, redo_export, redo_redraw, redo_segment, redo_train, run_command
+from redo.cli import redo_evaluate, redo_experiment, redo_export, redo_redraw, redo_segment, redo_train
 from redo.core import MODELS, Decomposer, Decomposition, RedoError, register_model
 from redo.data.loaders import _makers as INPUTS, redo_dataloaders, register_input
 from redo.data.toy import digits_arrays
@@ -61,15 +61,6 @@ def bright():
 
 short = '--steps 12 --bs 4 --device cpu --no-progress'.split()
 small = ['--model', 'slots', '--size', '32', '--set', 'lr=0.02', *short]
-
-@pytest.fixture
-def run(capfd, tmp_path, monkeypatch):
-    "`run(command, *argv)` in a folder of its own: exit status, and what it said"
-    monkeypatch.chdir(tmp_path)
-    def _run(command, *argv):
-        rc = run_command(command.__wrapped__, [str(o) for o in argv])
-        return rc, capfd.readouterr()
-    return _run
 
 def good(res):
     rc,said = res

@@ -2,7 +2,7 @@
 import json, math, os
 import pytest, torch
 from PIL import Image
-from redo.cli import redo_evaluate, redo_segment, redo_train, run_command
+from redo.cli import redo_evaluate, redo_segment, redo_train
 from redo.core import RedoError
 from redo.data.loaders import redo_dataloaders
 from redo.models.parts import Parts
@@ -10,15 +10,6 @@ from redo.train.learner import redo_learner
 from redo.train.recipes import get_recipe
 from redo.schedules import parse_rule
 from redo.use.onnx import OnnxMasks, export_onnx
-
-@pytest.fixture
-def run(capfd, tmp_path, monkeypatch):
-    "`run(command, *argv)` in a folder of its own: exit status, and what it said"
-    monkeypatch.chdir(tmp_path)
-    def _run(command, *argv):
-        rc = run_command(command.__wrapped__, [str(o) for o in argv])
-        return rc, capfd.readouterr()
-    return _run
 
 def good(res):
     rc,said = res
