@@ -28,7 +28,7 @@ def pytest_generate_tests(metafunc):
 seconds = {'test_grids': 50, 'test_faults': 60, '81_cli': 60, 'test_site': 48, '54_train.learner': 43, 'test_distributed': 28, '71_study.run': 38, 'test_hostile_models': 35,
     'test_explorer': 35, '79_study.teach': 20, '74_study.engine': 28, 'collapse': 25, 'test_folders': 25, '75_study.timing': 23, '76_study.bench': 23, '63_use.features': 22,
     '62_use.onnx': 17, 'own_folder': 21, 'training_step': 20, 'test_law': 20, '50_train.phases': 18, '73_study.compare': 17, 'two_classes': 17, 'mask_regularization': 17,
-    '68_use.edit': 14, '36_models.slot_attention': 14, '66_use.choose': 15, '64_use.segment': 15, '78_study.report': 14, '77_study.again': 12, '52_train.resume': 12, '60_use.cut': 11, 'keras_variants': 11}
+    '68_use.edit': 14, '36_models.slot_attention': 14, '66_use.choose': 15, '64_use.segment': 15, '78_study.report': 14, '77_study.again': 12, '52_train.resume': 12, '57_use.cut': 11, 'keras_variants': 11}
 
 def pytest_collection_modifyitems(items):
     "Of two workers each begins with a half, and takes from the end of the other's: both begin with what takes long; whether a notebook was complete is asked last, when it has run"
