@@ -27,7 +27,7 @@ class PartsOptions(Options):
     net:Literal['deeplab','unet'] = option('deeplab', "The network; 'unet' is a light one for small pictures")
     nf:int = option(16, 'Features of the U-Net where it is finest', 4, 512)
     levels:int = option(4, 'Levels of the U-Net; the side is halved between them', 1, 8)
-    features:str = option('random', 'Whose features parts agree with: random, vgg19, vgg19:FILE, mask:MODEL or disc:MODEL')
+    features:str = option('random', 'What parts agree with: random, place, vgg19, vgg19:FILE, mask:MODEL, disc:MODEL, or some joined by +')
     backbone:str = option('', "What DeepLab starts from: a file with weights of ResNet-50 or of a published checkpoint, or 'imagenet' for torchvision's")
     w_features:float = option(5., 'Weight of feature consistency, for a sum over 6 pictures', 0, 1e9)
     w_colors:float = option(30., 'Weight of visual consistency', 0, 1e9)
@@ -52,7 +52,8 @@ class Parts(Decomposer):
     Options,needs = PartsOptions,('foreground',)
     recipes = dict(parts=dict(features='vgg19', steps=100_000, bs=6, lr=dict(all=1e-5, head=1e-4), optimizer='sgd-m0.9', wd=5e-4, clip=5.,
             rule='poly(100000,0.9)', flip=True),
-        parts_small=dict(net='unet', nf=8, levels=3, steps=1500, bs=8, lr=3e-3, betas=(.9,.99), clip=5., warm=.02, decay=.5, flip=True))
+        parts_small=dict(net='unet', nf=8, levels=3, steps=1500, bs=8, lr=3e-3, betas=(.9,.99), clip=5., warm=.02, decay=.5, flip=True),
+        parts_place=dict(net='unet', nf=8, levels=3, features='place', w_colors=3., w_warps=1000., steps=600, bs=8, lr=3e-3, betas=(.9,.99), clip=5., warm=.02, decay=.5, flip=True))
     def __init__(self,
         size:int=256, # Side of the pictures
         seed:int=0, # Seed of weights, warps, lights and draws

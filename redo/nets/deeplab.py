@@ -6,11 +6,11 @@ Docs: https://redo-segmentation.github.io/redo/nets.deeplab.html.md"""
 
 # %% auto #0
 __all__ = ['FrozenScaleNorm', 'Bottleneck', 'SummedHead', 'DeepLab', 'caffe_input', 'deeplab_weights', 'imagenet_resnet',
-           'published_parts', 'PartUNet', 'VGGFeatures', 'RandomFeatures', 'TrunkFeatures', 'parse_features',
-           'feature_network', 'feature_maps']
+           'published_parts', 'PartUNet', 'VGGFeatures', 'RandomFeatures', 'TrunkFeatures', 'PlaceFeatures',
+           'parse_features', 'feature_network', 'feature_maps']
 
 # %% ../../nbs/42_nets.deeplab.ipynb #d8e51ec5
-import os, torch, torch.nn.functional as F
+import os, re, torch, torch.nn.functional as F
 from functools import lru_cache
 from fastcore.basics import patch
 from torch import nn, Tensor
@@ -241,14 +241,30 @@ class TrunkFeatures(nn.Module):
         a = t.attention(t.first(x))
         return [F.relu(o) for o in (a, t.blocks[0](a))]
 
+# %% ../../nbs/42_nets.deeplab.ipynb #7bb61b70
+class PlaceFeatures(nn.Module):
+    "Where each pixel is in the frame, as waves; (B,3,H,W) -> (B,4*n_waves,H,W)"
+    def __init__(self,
+        n_waves:int=2 # Wave lengths in x and in y: 4, 2, 4/3 ... in half sides of the frame
+    ):
+        super().__init__()
+        self.n_waves = n_waves
+    def forward(self, x):
+        sides = [torch.linspace(-1, 1, o, device=x.device, dtype=x.dtype) for o in x.shape[-2:]]
+        yx = torch.stack(torch.meshgrid(*sides, indexing='ij'))
+        waves = [f(k*torch.pi/2*yx) for k in range(1, self.n_waves+1) for f in (torch.sin, torch.cos)]
+        return [torch.cat(waves).expand(len(x), -1, -1, -1)]
+
 # %% ../../nbs/42_nets.deeplab.ipynb #cf7abccf
 def parse_features(
-    text:str # 'random', 'vgg19', 'vgg19:FILE', 'mask:MODEL' or 'disc:MODEL'
-)->tuple: # Kind and file or model
+    text:str # 'random', 'place', 'vgg19', 'vgg19:FILE', 'mask:MODEL', 'disc:MODEL', or some of them joined by '+'
+)->list: # Pairs: kind, and file or model
     "What features are asked for; a `RedoError` for what there is not"
-    kind,_,what = str(text).partition(':')
-    if kind in ('random','vgg19') and (kind == 'vgg19' or not what) or kind in ('mask','disc') and what: return kind,what
-    raise RedoError(f"features='{str(text)[:80]}': use random, vgg19, vgg19:FILE, mask:MODEL or disc:MODEL")
+    def one(o):
+        kind,_,what = o.partition(':')
+        if kind in ('random','place','vgg19') and (kind == 'vgg19' or not what) or kind in ('mask','disc') and what: return kind,what
+        raise RedoError(f"features='{str(text)[:80]}': use random, place, vgg19, vgg19:FILE, mask:MODEL, disc:MODEL, or some joined by +")
+    return [one(o) for o in re.split(r'\+(?=(?:random|place|vgg19|mask|disc)(?:$|[:+]))', str(text))]
 
 def _trunk(kind, name):
     "A network of a trained model"
@@ -258,15 +274,16 @@ def _trunk(kind, name):
         raise RedoError(f"features={kind}:{name}: that model ('{model.model_name}') holds no trained '{kind}' network; use one of ReDO's with all its weights")
     return TrunkFeatures(getattr(model, kind))
 
-@lru_cache(2)
+@lru_cache(4)
 def feature_network(
-    text:str, # As for `parse_features`
+    kind:str, # As `parse_features` gives it
+    what:str='', # File or model
     seed:int=0, # Of random ones
     device='cpu' # Where it works
 )->nn.Module: # Pictures (B,3,H,W) in [-1,1] -> list of maps
     "The network that gives the features, made once"
-    kind,what = parse_features(text)
-    net = RandomFeatures(seed) if kind == 'random' else VGGFeatures().load_file(what) if kind == 'vgg19' else _trunk(kind, what)
+    if kind == 'vgg19': net = VGGFeatures().load_file(what)
+    else: net = RandomFeatures(seed) if kind == 'random' else PlaceFeatures() if kind == 'place' else _trunk(kind, what)
     return net.eval().to(device)
 
 @torch.no_grad()
@@ -276,6 +293,8 @@ def feature_maps(
     seed:int=0 # Of random ones
 )->list: # Maps (B,C,h,w), float32
     "What the features say about pictures"
-    maps = [o.float() for o in feature_network(text, seed, str(x.device))(x.float())]
-    if parse_features(text)[0] == 'vgg19': return maps
-    return [o/o.square().mean((1,2,3), keepdim=True).sqrt().clamp(min=1e-6) for o in maps]
+    res = []
+    for kind,what in parse_features(text):
+        maps = [o.float() for o in feature_network(kind, what, seed, str(x.device))(x.float())]
+        res += maps if kind == 'vgg19' else [o/o.square().mean((1,2,3), keepdim=True).sqrt().clamp(min=1e-6) for o in maps]
+    return res
