@@ -118,6 +118,7 @@ def _row(self:PartsSource, item, split, size, resize, which):
     known = {**(dict(label=item.label) if item.label else {}), **({} if points is None else dict(keypoints=points.tolist()))}
     return (np.ascontiguousarray(arrays[0].transpose(2,0,1)),*arrays[1:]),known
 
+# %% ../../nbs/46_data.parts.ipynb #46f08fb0
 @patch
 def _rows(self:PartsSource, split, notes, *args):
     "Pictures that can be read, one after the other; `notes` gets names, what is known of them, and what is wrong with others"
@@ -145,11 +146,13 @@ def _stored(self:PartsSource, split, size, resize, which):
     _report_bad(got[1]['bad'], len(items), self.skip_bad)
     return got
 
+# %% ../../nbs/46_data.parts.ipynb #46f0dbb0
 @patch
 def stamp(self:PartsSource):
     "What labels depend on beside their files, for the cache"
     return self.label_names
 
+# %% ../../nbs/46_data.parts.ipynb #46f0dbb1
 @patch
 def pictures(self:PartsSource,
     split:str, # One of `splits`
