@@ -224,6 +224,13 @@ def _many(rows, net, split, by, json):
     return res
 
 # %% ../nbs/81_cli.ipynb #980739c1
+def _inputs(text):
+    "What `--set` of redo-evaluate says: name -> text; None where it says nothing"
+    res = parse_changes(text)
+    if odd := [k for k in res if not re.fullmatch(r'(data\.)?inputs\.\w+', k)]:
+        raise RedoError(f"--set {odd[0]}: a trained model is scored as it is; only inputs.NAME, what it sees beside pictures, can be said")
+    return {k.rpartition('.')[2]: v for k,v in res.items()} or None
+
 @command(['redo-evaluate --model redo-digits-1', 'redo-evaluate --model flowers --data flowers17 --split test --json scores.json',
           'redo-evaluate --method iem --data flowers17', 'redo-evaluate redo-shapes-base-1 redo-shapes-base-2 redo-shapes-base-3 --split test --by material'])
 def redo_evaluate(
@@ -234,6 +241,7 @@ def redo_evaluate(
     by:str=None, # Scores of scenes by material, ground_material, shape, size or color, too
     data:str=None, # Data set, or a folder with images/ and masks/ (default: what the model was trained on)
     split:str='valid', # Pictures to score: valid or test
+    set:str=None, # Where what the model sees beside pictures comes from, as inputs.foreground=truth (default: as in training on that data)
     assignment_from:str='valid', # Where the class of each region comes from: valid, test or model
     root:str=None, # Folder that holds the data sets
     resize:str=None, # antialias, or nearest as the authors' loader (default: as in training, else antialias)
@@ -246,20 +254,23 @@ def redo_evaluate(
     models = [*models, *([] if model is None else [model])]
     for o in models or [None]: check_there(model=o, spec=data)
     from redo.metrics_scenes import SceneScores
-    from redo.study.run import score_split
+    from redo.study.run import own_inputs, score_split
     from redo.study.results import write_json
     if by and by not in (tags := ('ground_material', *SceneScores.tags)): raise RedoError(f"--by {by}: use one of {', '.join(tags)}")
+    seen = _inputs(set)
     if twice := [o for i,o in enumerate(models) if o in models[:i]]: raise RedoError(f'{twice[0]} is named twice')
     if size is not None and method == 'trained': raise RedoError('--size is for methods without training: a trained model is scored at its own size')
     if data is None and method != 'trained': raise RedoError(f'--method {method} was trained on nothing: name a data set with --data')
     rows,names = {},models or [None]
     for o in names:
         net,_ = _decomposer(['-'], method, o, size, device)
-        rows[str(o or method)] = scores = score_split(net, data, split, assignment_from, root, resize, bs, progress)
+        if 'inputs' not in net.notes and (own := own_inputs(net, o)): net.notes = dict(net.notes, inputs=own)
+        rows[str(o or method)] = scores = score_split(net, data, split, assignment_from, root, resize, bs, progress, inputs=seen)
         if scores['data'] != (first := next(iter(rows.values())))['data']: raise RedoError(f"{o} was trained on {scores['data']}, {names[0]} on {first['data']}: name one set with --data")
     if len(rows) > 1 or 'ari_fg' in scores: return _many(rows, net, split, by, json)
     if by: raise RedoError(f"--by {by}: {scores['data']} is no set of scenes")
     chosen = f", class of each region {scores['assignment']} from {assignment_from}" if 'assignment' in scores else ''
+    chosen += ''.join(f', {k} {v}' for k,v in scores.get('inputs', {}).items())
     parts = {k: v for k,v in scores.get('parts', {}).items() if isinstance(v, dict) and k != 'together'}
     print(f"{scores['data']}, {net.size} px{chosen}\n\n{score_table({split: scores, **parts})}")
     if json: write_json(json, scores)

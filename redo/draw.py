@@ -90,10 +90,11 @@ def preview_grid(
     scale:int=2, # Pixels a side for every pixel
     seed:int=0, # Seed of the latents
     most:int=8, # Regions that have columns of their own; where there are more, the largest in these images
-    assignment:list=None # Class of each region; where each class has one, regions are shown in the order of classes, as truth is
+    assignment:list=None, # Class of each region; where each class has one, regions are shown in the order of classes, as truth is
+    known:dict=None # What else is known of the images, by name, for models that see it
 )->Image.Image:
     "All that a model says about some images, a row an image"
-    deco,x = next(predict(model, x.as_subclass(Tensor), bs=len(x)))
+    deco,x,_ = next(predict(model, [(x.as_subclass(Tensor), known or {})]))
     b,k = deco.masks.shape[:2]
     order = sorted(range(k), key=lambda o: assignment[o]) if sorted(assignment or []) == list(range(k)) else list(range(k))
     seen = replace(deco, masks=deco.masks[:,order], patches=None if deco.patches is None else deco.patches[:,order])

@@ -68,14 +68,14 @@ def ground_and_parts(
 # %% ../nbs/40_metrics_parts.ipynb #d44fdf84
 def part_labels(
     deco:Decomposition, # What a model says
-    figure:Tensor=None # Foreground (B,H,W) in [0,1] from elsewhere, as a file of the data set, in place of the model's own
+    figure:Tensor=None # Foreground (B,H,W) in [0,1], NaN for unknown, from elsewhere, as a file of the data set, in place of the model's own
 )->tuple: # Part of every pixel, (B,H,W) in [0,K); and with the ground, (B,H,W), 0 the ground, k+1 part k, None where no ground is known
     "The two predictions that parts are scored by"
     ground,parts = ground_and_parts(deco)
     if not parts.shape[1]: raise RedoError('the model gives a ground and no part: it needs at least one more region to be scored')
     if figure is not None:
         share = parts/parts.sum(1, keepdim=True).clamp(min=torch.finfo(parts.dtype).tiny)
-        m = figure[:,None].to(parts)
+        m = figure[:,None].to(parts).nan_to_num(0)
         ground,parts = 1-m,torch.where(m > 0, m, 1e-6)*share
     labels = parts.argmax(1)
     return labels,None if ground is None else torch.cat([ground, parts], 1).argmax(1)

@@ -6,7 +6,7 @@ Docs: https://redo-segmentation.github.io/redo/data.loaders.html.md"""
 
 # %% auto #0
 __all__ = ['NetRange', 'to_picture', 'MemorySet', 'items_set', 'MemoryDL', 'RedoLoaders', 'DataOptions', 'register_input',
-           'redo_dataloaders', 'data_fingerprint', 'FitFrame', 'redo_datablock']
+           'with_seen', 'redo_dataloaders', 'data_fingerprint', 'FitFrame', 'redo_datablock']
 
 # %% ../../nbs/18_data.loaders.ipynb #9302e404
 import hashlib, io, os
@@ -163,7 +163,8 @@ def _cut_points(p, old, new, top=None, left=None, flip=None):
 # %% ../../nbs/18_data.loaders.ipynb #4e02304a
 class MemoryDL(TfmdDL):
     "Batches of pictures in memory, on the device or in a mapped file; those of training are a function of seed and step"
-    _own = 'size train seed flip zoom jitter needs resize n_steps'.split()
+    _own = 'size train seed flip zoom jitter needs sees resize n_steps'.split()
+    sees = () # as in loaders that were exported by earlier versions
     shares = True # Training batches hold this process's share only
     def __init__(self,
         dataset, # `MemorySet`, `Pictures`, or what `items_set` takes
@@ -175,6 +176,7 @@ class MemoryDL(TfmdDL):
         zoom:float=1., # Smallest crop of training pictures, in sides, enlarged again
         jitter:float=0., # Largest change of their brightness, contrast and saturation
         needs:tuple=(), # What training batches hold beside pictures: 'reals', or names of `inputs` of the data set
+        sees:tuple=(), # What other batches hold beside pictures, names of `inputs` of the data set where it has them
         resize:str='antialias', # How new pictures are fitted: 'antialias' or 'nearest'
         n_steps:int=None, # Training batches in an "epoch"; None: as many as one pass has
         device=None, # Device for the batches, and for the pictures where they fit; None: where they are
@@ -194,7 +196,7 @@ class MemoryDL(TfmdDL):
                          after_batch=[NetRange()] if after_batch is None else after_batch, **kwargs)
         self.train,self.seed,self.flip,self.zoom,self.jitter,self.resize,self.n_steps = train,seed,flip,zoom,jitter,resize,n_steps
         self.needs = tuple(o for o in needs if o == 'reals' or o in dataset.inputs)
-        self.step,self._perms = 0,{}
+        self.sees,self.step,self._perms = tuple(sees),0,{}
         self._n_inp,self._types = 1,{tuple: [TensorImage,TensorMask]}
 
 # %% ../../nbs/18_data.loaders.ipynb #43cdc2a5
@@ -247,6 +249,10 @@ def train_batch(self:MemoryDL,
     return x[:n],{**({'reals': x[n:]} if len(streams) == 2 else {}), **extra}
 
 # %% ../../nbs/18_data.loaders.ipynb #a7b0113e
+def _known(v):
+    "Maps in bytes as probabilities, NaN for unknown; points as they are"
+    return torch.where(v == 255, torch.nan, v/254) if v.dtype == torch.uint8 else v
+
 @patch
 def ready(self:MemoryDL,
     x:TensorImage, # From `train_batch`
@@ -257,7 +263,7 @@ def ready(self:MemoryDL,
     n,both = len(x),torch.cat([x, extra['reals']]) if 'reals' in extra else x
     both = self.after_batch((both,))[0]
     x,extra = both[:n],{**extra, **({'reals': both[n:]} if 'reals' in extra else {})}
-    extra = {k: torch.where(v == 255, torch.nan, v/254) if v.dtype == torch.uint8 else v for k,v in extra.items()}
+    extra = {k: _known(v) for k,v in extra.items()}
     if self.moves:
         g,own = step_generator(self.seed, 'vary', step),{k: v for k,v in extra.items() if k != 'reals'}
         how = g,self.flip,self.zoom,self.jitter
@@ -269,13 +275,17 @@ def ready(self:MemoryDL,
 # %% ../../nbs/18_data.loaders.ipynb #8d0ca1fd
 @patch
 def create_batches(self:MemoryDL, samps):
-    "Batches of the given pictures, with truth, and what else is known of scenes, where there is any, before `after_batch`"
+    "Batches of the given pictures, with truth, and what else is known of them, where there is any, before `after_batch`"
     ds = self.dataset
+    old = tuple(ds.images.shape[-2:])
+    move = lambda v, i: _cut(v[:,None], i, self.size)[:,0] if v.dtype == torch.uint8 else _cut_points(v[i], old, self.size)
     for o in chunked(samps, self.bs, self.drop_last):
         idx = torch.tensor(o, device=ds.images.device)
         x = TensorImage(_send(_cut(ds.images, idx, self.size), ds.device))
         y = () if ds.truth is None else (TensorMask(_send(_cut(ds.truth[:,None], idx, self.size)[:,0], ds.device).long()),)
-        yield x, *y, *([dict(scene=[ds.scenes[i] for i in o])] if ds.scenes else [])
+        more = dict(scene=[ds.scenes[i] for i in o]) if ds.scenes else {}
+        more.update({k: _known(_send(move(ds.inputs[k], idx), ds.device)) for k in self.sees if k in ds.inputs})
+        yield x, *y, *([more] if more else [])
 
 # %% ../../nbs/18_data.loaders.ipynb #00454382
 @patch
@@ -361,7 +371,7 @@ class DataOptions(Options):
     inputs:dict[str,str] = option({}, "Where what a model needs beside pictures comes from, by name, as in `inputs.pseudo=grabcut:.05`")
 
 # %% ../../nbs/18_data.loaders.ipynb #b68f1f58
-_makers = {} # Name -> function of (Pictures, text, source): maps (N,H,W) in [0,1], NaN for unknown, or points (N,K,2)
+_makers = {} # Name -> function of (Pictures with their `split`, text, source): maps (N,H,W) in [0,1], NaN for unknown, or points (N,K,2)
 
 def register_input(
     name:str # As in `needs` of models and in `data.inputs`
@@ -379,32 +389,50 @@ def _maker(name):
     raise RedoError(f"nothing here makes '{name}': known are {', '.join(sorted(_makers))}; or give a tensor in `inputs`")
 
 # %% ../../nbs/18_data.loaders.ipynb #f816c111
-def _with_inputs(
-    ds:MemorySet, # Training pictures
-    source:Source, # Where they come from
-    needs:tuple, # Names of what is needed
-    inputs:dict # Name -> text for its maker, or maps (N,H,W) in [0,1], NaN for unknown, or points (N,K,2)
-)->MemorySet: # With all inputs, and without the pictures of which one knows nothing
-    "Training pictures with what a model needs beside them"
-    if odd := [o for o in inputs if o not in needs]:
-        raise RedoError(f"inputs.{odd[0]}={brief(inputs[odd[0]])}: this model needs {', '.join(needs) or 'nothing'} beside pictures")
-    names = [o for o in needs if o != 'reals']
-    if lost := [o for o in names if o not in inputs]:
-        raise RedoError(f"the model needs '{lost[0]}' for each picture: say where it comes from, as data.inputs.{lost[0]}=...")
-    bare = Pictures(ds.images.cpu(), names=ds.names)
+def _made(ds, source, split, names, inputs):
+    "Inputs of these names for the pictures of a split, checked"
+    bare = Pictures(ds.images.cpu(), names=ds.names, split=split)
     made = {k: inputs[k] if isinstance(inputs[k], Tensor) else _maker(k)(bare, inputs[k], source) for k in names}
     size = tuple(ds.images.shape[2:])
     for k,v in made.items():
         if len(v) == len(ds) and (v.ndim != 3 or v.shape[-1] == 2 or v.shape[1:] == size): continue
         raise RedoError(f"'{k}' is {tuple(v.shape)} for {len(ds)} pictures of {size}: give one map of that size, or points, for each")
-    keep = torch.ones(len(ds), dtype=torch.bool)
+    return made
+
+def _coded(v): return v if v.shape[-1] == 2 else torch.where(v.isnan(), 255, (v*254).round()).byte() # as `MemorySet` keeps it
+
+def _with_inputs(
+    ds:MemorySet, # Training pictures
+    source:Source, # Where they come from
+    needs:tuple, # Names of what is needed
+    inputs:dict, # Name -> text for its maker, or maps (N,H,W) in [0,1], NaN for unknown, or points (N,K,2)
+    sees:tuple=() # Names of what is seen outside of training
+)->MemorySet: # With all inputs, and without the pictures of which one knows nothing
+    "Training pictures with what a model needs beside them"
+    if odd := [o for o in inputs if o not in (*needs,*sees)]:
+        raise RedoError(f"inputs.{odd[0]}={brief(inputs[odd[0]])}: this model needs {', '.join(needs) or 'nothing'} beside pictures")
+    names = [o for o in needs if o != 'reals']
+    if lost := [o for o in names if o not in inputs]:
+        raise RedoError(f"the model needs '{lost[0]}' for each picture: say where it comes from, as data.inputs.{lost[0]}=...")
+    made,keep = _made(ds, source, 'train', names, inputs),torch.ones(len(ds), dtype=torch.bool)
     for v in made.values(): keep &= ~v.flatten(1).isnan().all(1)
     if not keep.any(): raise RedoError(f"{' and '.join(names)} know nothing of any picture: use another source for it")
-    code = lambda v: v if v.shape[-1] == 2 else torch.where(v.isnan(), 255, (v*254).round()).byte()
     if not keep.all():
         left = Pictures(ds.images[keep.to(ds.images.device)], names=[n for n,k in zip(ds.names, keep) if k])
         ds = MemorySet(left, split_idx=ds.split_idx).to(ds.device)
-    ds.inputs = {k: code(v[keep]).to(ds.images.device) for k,v in made.items()}
+    ds.inputs = {k: _coded(v[keep]).to(ds.images.device) for k,v in made.items()}
+    return ds
+
+def with_seen(
+    ds:MemorySet, # Pictures of validation or test
+    source:Source, # Where they come from
+    split:str, # Which these are
+    sees:tuple, # Names of what a model sees
+    inputs:dict # Name -> text for its maker; tensors are of training pictures, and no other
+)->MemorySet: # The same, with `inputs`
+    "Pictures with what a model sees of them outside of training, none left out"
+    made = _made(ds, source, split, [o for o in sees if isinstance(inputs.get(o), str)], inputs)
+    ds.inputs = {k: _coded(v).to(ds.images.device) for k,v in made.items()}
     return ds
 
 # %% ../../nbs/18_data.loaders.ipynb #fc4e5b97
@@ -423,6 +451,7 @@ def redo_dataloaders(
     needs:tuple=('reals',), # What a model needs in a training batch beside pictures, by name
     limit:int=None, # No more pictures of each split than these; None: all
     inputs:dict=None, # Where that comes from, by name: a text for its maker, or a tensor; nothing is needed for 'reals'
+    sees:tuple=(), # What a model sees of other pictures, too, by name; from where `inputs` say, if that is a text
     progress:bool=True, # Show progress bars?
     skip_bad:bool=False # Leave unreadable pictures out, with a warning, instead of raising?
 )->RedoLoaders: # Loaders of train, valid, and test where the set has one
@@ -435,11 +464,11 @@ def redo_dataloaders(
     source.progress,source.skip_bad = progress,skip_bad
     size,device = as_size(spec.size or source.size if size is None else size),pick_device(device)
     train = _load(source, 'train', tuple(round(o*crop) for o in size), resize, device, limit)
-    train = _with_inputs(train, source, needs, inputs or {})
-    held = [_load(source, o, size, resize, device, limit) for o in ('valid','test') if o in source.splits]
-    if 'valid' not in source.splits: held.insert(0, MemorySet(Pictures(train.images, names=train.names)).to(device))
+    train = _with_inputs(train, source, needs, inputs or {}, sees)
+    held = [with_seen(_load(source, o, size, resize, device, limit), source, o, sees, inputs or {}) for o in ('valid','test') if o in source.splits]
+    if 'valid' not in source.splits: held.insert(0, MemorySet(Pictures(train.images, names=train.names), inputs=train.inputs).to(device))
     codes = AddMaskCodes(list(range(max(source.n_classes or 2, source.n_regions))))
-    kw = dict(bs=bs, size=size, seed=seed, resize=resize, after_item=codes)
+    kw = dict(bs=bs, size=size, seed=seed, resize=resize, sees=sees, after_item=codes)
     dls = [MemoryDL(train, train=True, flip=flip, zoom=zoom, jitter=jitter, needs=needs, **kw), *[MemoryDL(o, **kw) for o in held]]
     return RedoLoaders(*dls, device=device, spec=source.name if spec is source else spec, source=source)
 

@@ -157,6 +157,7 @@ class Pictures:
     truth:Tensor=None # (N,H,W) uint8 region index, 255 = ignore; None where there is no truth
     names:list=None # N names
     scenes:list=None # What is known of each, where that is more than its truth; None: nothing
+    split:str='train' # Whose pictures they are, for those who make more of them
 
     def __post_init__(self):
         im,t = self.images,self.truth

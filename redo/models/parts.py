@@ -49,7 +49,7 @@ def _check_places(net, parts, size):
 @register_model('parts')
 class Parts(Decomposer):
     "Unsupervised parts by contrast and reconstruction; region 0 is the ground"
-    Options,needs = PartsOptions,('foreground',)
+    Options,needs,sees = PartsOptions,('foreground',),('foreground',)
     recipes = dict(parts=dict(features='vgg19', steps=100_000, bs=6, lr=dict(all=1e-5, head=1e-4), optimizer='sgd-m0.9', wd=5e-4, clip=5.,
             rule='poly(100000,0.9)', flip=True),
         parts_small=dict(net='unet', nf=8, levels=3, steps=1500, bs=8, lr=3e-3, betas=(.9,.99), clip=5., warm=.02, decay=.5, flip=True),

@@ -55,11 +55,13 @@ class MaskRows(RunCallback):
     ): self.folder,self.n,self.region,self.side = Path(folder),n,region,side
     def begin(self):
         if hasattr(self, 'x'): return
-        self.x = torch.cat([o[0].as_subclass(torch.Tensor) for o in islice(self.dls.valid, -(-self.n//self.dls.valid.bs))])[:self.n]
+        rows = [first_of(o, self.n) for o in islice(self.dls.valid, -(-self.n//self.dls.valid.bs))]
+        self.x = torch.cat([x.as_subclass(torch.Tensor) for x,*_ in rows])[:self.n]
+        self.known = {k: torch.cat([o[k] for *_,o in rows])[:self.n] for k in seen_by(self.net, rows[0][2], self.x.device)}
         if not self.loss_history.scores: self.write()
     def after_epoch(self): self.write()
     def write(self):
-        m = next(predict(self.net, self.x, len(self.x)))[0].masks[:,self.region:self.region+1].float()
+        m = next(predict(self.net, [(self.x, self.known)]))[0].masks[:,self.region:self.region+1].float()
         if m.shape[-1] > self.side: m = F.adaptive_avg_pool2d(m, self.side)
         row = F.pad((m[:,0]*31).round()*(255/31), (0,1,0,1), value=255).byte().cpu() # 32 greys
         file = self.folder/f'{len(self.loss_history.scores):03d}.png'

@@ -7,7 +7,7 @@ Docs: https://redo-segmentation.github.io/redo/study.run.html.md"""
 # %% auto #0
 __all__ = ['RUN_FILES', 'run_state_of', 'check_same', 'run_config', 'HistoryFiles', 'SaveOften', 'run_learner', 'note_place',
            'run_record', 'run_id', 'begin_run', 'last_checkpoint', 'run_scores', 'settle', 'save_best', 'write_run',
-           'leave_report', 'end_run', 'start_from', 'train_run', 'score_split', 'stopped_run']
+           'leave_report', 'end_run', 'start_from', 'train_run', 'own_inputs', 'score_split', 'stopped_run']
 
 # %% ../../nbs/71_study.run.ipynb #703c96ca
 import hashlib, importlib, json, time, warnings
@@ -21,7 +21,7 @@ from ..config import *
 from ..files import *
 from ..ranks import *
 from ..data.spec import as_size, get_source, parse_spec
-from ..data.loaders import MemoryDL, MemorySet, redo_dataloaders
+from ..data.loaders import MemoryDL, MemorySet, redo_dataloaders, with_seen
 from ..nets.redo import MaskNet
 from ..train.learner import StepEstimate, has_bf16, redo_learner
 from ..train.recipes import flat_options, get_recipe
@@ -180,7 +180,7 @@ def run_learner(
     r,size = get_recipe(cfg['recipe']),ifnone(cfg['size'], parse_spec(cfg['spec']).size)
     rank_share(torch.empty(r.train.bs)) # an error where processes cannot share a batch
     if size is not None: cls.check_size(as_size(size)[0] if len({*as_size(size)}) == 1 else as_size(size))
-    opts = dict(**r.data.model_dump(), needs=cls.needs, progress=progress, skip_bad=skip_bad)
+    opts = dict(**r.data.model_dump(), needs=cls.needs, sees=cls.sees, progress=progress, skip_bad=skip_bad)
     with main_first(): dls = redo_dataloaders(cfg['spec'], size, r.train.bs, root, seed, device, **opts)
     if cfg.get('epochs'):
         r = r.changed(**{'train.steps': -(-cfg['epochs']*len(dls.train_ds)//r.train.bs)})
@@ -311,12 +311,13 @@ def write_run(
     net,h,r = learn.model.eval(),learn.loss_history,learn.recipe
     scores = run_scores(net, learn.dls, test)
     net.notes = dict(net.notes, resize=r.data.resize, spec=cfg['spec'], recipe=r.name, seed=cfg['seed'])
+    if own := {k: v for k,v in r.data.inputs.items() if k in net.sees}: net.notes['inputs'] = own
     if 'assignment' in scores: net.notes.setdefault('assignment', scores['assignment'])
     settle(learn, net)
     net.save_pretrained(out/'weights')
     best = save_best(learn, out)
-    x,*y = [o[:8] for o in learn.dls.valid.one_batch()[:2]]
-    with atomic_path(out/'masks.png') as p: preview_grid(net, x, *y, assignment=scores.get('assignment')).save(p)
+    x,y,known = first_of(learn.dls.valid.one_batch(), 8)
+    with atomic_path(out/'masks.png') as p: preview_grid(net, x, y, assignment=scores.get('assignment'), known=known).save(p)
     with atomic_path(out/'curve.png') as p: plot_run(h.steps, h.scores).savefig(p, dpi=110)
     own = {k: cfg[k] for k in ('spec','model','size','n_regions','seed','init','tag') if k in cfg}
     pics = {k: v for k,v in learn.checkpoint.extra.items() if k in ('pictures','pictures_before') and v}
@@ -432,18 +433,32 @@ def train_run(
 # %% ../../nbs/71_study.run.ipynb #44b2aa5f
 class _Parts:
     "Batches of a split of a data set, with the name of the set that each picture is from"
-    def __init__(self, src, split, size, resize, bs):
+    def __init__(self, src, split, size, resize, bs, inputs=None):
         mixed = hasattr(src, 'part_pictures')
         parts = src.part_pictures(split, size, resize) if mixed else [(src.name, src.pictures(split, size, resize))]
         if mixed and not src.n_classes or all(p.truth is None for _,p in parts):
             raise RedoError(f"{src.name} has no truth for '{split}': nothing can be scored there")
-        self.n_classes,self.parts = src.n_classes,[(n, MemoryDL(MemorySet(p), bs=bs, size=size)) for n,p in parts]
+        sees = tuple(inputs or ())
+        def dl(p): return MemoryDL(with_seen(MemorySet(p), src, split, sees, inputs or {}), bs=bs, size=size, sees=sees)
+        self.n_classes,self.parts = src.n_classes,[(n, dl(p)) for n,p in parts]
     def __len__(self): return sum(len(dl) for _,dl in self.parts)
     def __iter__(self):
         for n,dl in self.parts:
-            for x,*y in dl: yield x,*y,dict(part=[n]*len(x))
+            for x,*y in dl:
+                known = next((o for o in y if isinstance(o, dict)), {})
+                yield x,*[o for o in y if o is not known],dict(known, part=[n]*len(x))
 
 # %% ../../nbs/71_study.run.ipynb #a50f44eb
+def own_inputs(
+    model, # Trained model
+    name=None # Folder of its run, or of its weights there, for runs of earlier versions; None: only its `notes` are asked
+)->dict: # Name -> text
+    "Where what a model sees came from in its training"
+    at = () if name is None else (Path(name), Path(name).parent)
+    file = next((o/'run.json' for o in at if (o/'run.json').is_file()), None)
+    own = model.notes.get('inputs') or (read_json(file).get('recipe', {}).get('data', {}).get('inputs', {}) if file and model.sees else {})
+    return {k: v for k,v in own.items() if k in model.sees}
+
 def score_split(
     model, # Trained model; its `notes` may say what it was trained on
     spec=None, # Data set; None: what the model was trained on
@@ -453,20 +468,24 @@ def score_split(
     resize:str=None, # How pictures are resized; None: as in training, else 'antialias'
     bs:int=32, # Pictures at a time
     progress:bool=True, # Show progress bars?
-    scores:str=None # Name of the scores, as 'mixtures'; None: what the data set names
+    scores:str=None, # Name of the scores, as 'mixtures'; None: what the data set names
+    inputs:dict=None # Where what the model sees of each picture comes from, name -> text; None: as in training on that set, on others it sees nothing
 )->dict: # Scores, and what they stand on
     "Score a model on a split of a data set"
-    spec = ifnone(spec, model.notes.get('spec'))
+    own,spec = model.notes.get('spec'),ifnone(spec, model.notes.get('spec'))
     if spec is None: raise RedoError('the model does not say what it was trained on: name a data set')
     if assignment_from not in ('valid','test','model'): raise RedoError(f"assignment from '{assignment_from}': use valid, test or model")
+    if inputs is None: inputs = own_inputs(model) if own and str(parse_spec(own)) == str(parse_spec(spec)) else {}
+    if odd := [k for k in inputs if k not in getattr(model, 'sees', ())]:
+        raise RedoError(f"inputs.{odd[0]}={brief(inputs[odd[0]])}: this model sees {', '.join(getattr(model, 'sees', ())) or 'nothing'} beside pictures")
     src,resize = get_source(spec, root),resize or model.notes.get('resize', 'antialias')
     src.progress,name = progress,scores or getattr(src, 'scores', 'regions')
-    def score(o, chosen=None): return evaluate(model, _Parts(src, o, model.size, resize, bs), chosen, progress, scores=name)
+    def score(o, chosen=None): return evaluate(model, _Parts(src, o, model.size, resize, bs, inputs), chosen, progress, scores=name)
     chosen = model.notes.get('assignment') if assignment_from == 'model' else None
     if assignment_from == 'model' and chosen is None:
         raise RedoError('the model does not say which class each region is: take the assignment from valid')
     if assignment_from not in ('model',split) and scores_class(name).chooses: chosen = score(assignment_from)
-    return dict(data=str(parse_spec(spec)), split=split, assignment_from=assignment_from, resize=resize, **score(split, chosen))
+    return dict(data=str(parse_spec(spec)), split=split, assignment_from=assignment_from, resize=resize, **({'inputs': inputs} if inputs else {}), **score(split, chosen))
 
 # %% ../../nbs/71_study.run.ipynb #3055929b
 def stopped_run(

@@ -117,7 +117,7 @@ def redo_learner(
     "A fastai Learner that trains ReDO, or any other registered model"
     r,source = get_recipe(recipe, model, **changes),getattr(dls, 'source', None)
     k = ifnone(n_regions, getattr(source, 'n_regions', None) or 2)
-    x,*y = dls.valid.one_batch()
+    x,*y = [o for o in dls.valid.one_batch() if not isinstance(o, dict)]
     _check_batch(x, y, dls.valid)
     h,w = x.shape[-2:]
     net = recipe_model(h if h == w else (h,w), k, r, seed).to(x.device)

@@ -25,6 +25,11 @@ from .phases import LossHistory, RunCallback
 from IPython.display import display
 
 # %% ../../nbs/51_train.watch.ipynb #1bcd0ec6
+def _few(dl, n):
+    "The first pictures of a loader, their truth, and what else is known of them"
+    x,truth,known = first_of(dl.one_batch(), n)
+    return x.as_subclass(Tensor).cpu(),None if truth is None else truth.as_subclass(Tensor).cpu(),known
+
 class PreviewCallback(RunCallback):
     "Draw `preview_grid` of some validation pictures after every validation"
     order,run_valid,main_only = 70,False,True
@@ -36,9 +41,9 @@ class PreviewCallback(RunCallback):
     ): store_attr()
     def begin(self):
         if hasattr(self, 'batch'): return
-        self.batch = [o[:self.n].as_subclass(Tensor).cpu() for o in self.dls.valid.one_batch()[:2]]
+        self.batch = _few(self.dls.valid, self.n)
     def after_epoch(self):
-        self.image = preview_grid(self.net, *self.batch[:2], n_z=self.n_z)
+        self.image = preview_grid(self.net, *self.batch[:2], n_z=self.n_z, known=self.batch[2])
         if self.folder is not None:
             with atomic_path(Path(self.folder)/f'preview_{self.net.step:06d}.png') as p: self.image.save(p)
         if self.show:
@@ -58,7 +63,7 @@ class Board(RunCallback):
     def begin(self):
         from torch.utils.tensorboard import SummaryWriter
         self.writer = SummaryWriter(str(self.folder), purge_step=self.net.step or None) # what a dead run wrote beyond its checkpoint is void
-        self.row,self.batch = len(self.loss_history.steps),[o[:self.n].as_subclass(Tensor).cpu() for o in self.dls.valid.one_batch()[:2]]
+        self.row,self.batch = len(self.loss_history.steps),_few(self.dls.valid, self.n)
     def after_epoch(self):
         step,w = self.net.step,self.writer
         for r in self.loss_history.steps[self.row:]:
@@ -66,7 +71,7 @@ class Board(RunCallback):
         self.row = len(self.loss_history.steps)
         for k,v in self.loss_history.scores[-1].items(): k == 'step' or w.add_scalar(f'validation/{k}', v, step)
         for k,h in zip(self.net.groups(), self.opt.hypers): w.add_scalar(f'rates/{k}', h['lr'], step)
-        w.add_image('pictures', np.asarray(preview_grid(self.net, *self.batch)), step, dataformats='HWC')
+        w.add_image('pictures', np.asarray(preview_grid(self.net, *self.batch[:2], known=self.batch[2])), step, dataformats='HWC')
         w.flush()
     def after_fit(self): self.writer.close()
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..core import *
 from ..files import *
 from ..data.spec import Pictures, Source
-from ..data.images import fit_mask, parallel_map, tensor_hash
+from ..data.images import _open, fit_mask, parallel_map, tensor_hash
 from ..data.cache import load_cached, save_cached
 from ..data.folders import FolderSource, _is_classes, _mask_values, folder_truth, picture_files
 from ..data.loaders import register_input
@@ -214,23 +214,24 @@ def shrink_masks(
     if tuple(masks.shape[-2:]) == ((size,size) if isinstance(size, int) else tuple(size)): return masks.float()
     return F.interpolate(masks.float()[:,None], size=size, mode='area')[:,0]
 
-def _plausible_only(masks, text, progress=False):
-    "Masks, all NaN where they are not plausible; a `RedoError` where none is"
+def _plausible_only(masks, text, progress=False, some=True):
+    "Masks, all NaN where they are not plausible; a `RedoError` where none is and `some` must be"
     keep = plausible(masks)
     if progress: print(f'{int(keep.sum())} of {len(keep)} masks are plausible')
-    if keep.any(): return torch.where(keep[:,None,None], masks, torch.nan)
+    if keep.any() or not some: return torch.where(keep[:,None,None], masks, torch.nan)
     raise RedoError(f'0 of {len(keep)} masks of {text} are plausible (object on 5% to 85% of the picture), so there is nothing to learn: '
         'use another teacher or margin, fewer rounds, or other pictures')
 
 def pseudo_labels(
     images:Tensor, # Pictures, (N,3,H,W) uint8
     text:str, # As for `parse_pseudo`
-    progress:bool=False # Show a progress bar?
+    progress:bool=False, # Show a progress bar?
+    some:bool=True # A `RedoError` where no mask is plausible?
 )->Tensor: # (N,H,W) in [0,1]; NaN for unknown, all of it where a mask is not plausible
     "Pseudo-labels of pictures"
     method,what,_ = parse_pseudo(text)
     masks = teacher_masks(images, what, progress) if method is None else trusted(load_model(what, 'cpu'), images, method, progress=progress)
-    return _plausible_only(masks, text, progress)
+    return _plausible_only(masks, text, progress, some)
 
 # %% ../../nbs/65_use.pseudo.ipynb #5c4c58eb
 def _key(images, text):
@@ -257,17 +258,17 @@ def keep_pseudo(
 
 @register_input('pseudo')
 def make_pseudo(
-    pics:Pictures, # Training pictures as the model gets them
+    pics:Pictures, # Pictures of a split as the model gets them
     text:str, # As for `parse_pseudo`
     source:Source # Where they come from, for other sizes of them
 )->Tensor: # (N,h,w) in [0,1], NaN for unknown
-    "Pseudo-labels of the training pictures, out of the cache where they were made before"
+    "Pseudo-labels of pictures, out of the cache where they were made before"
     side = parse_pseudo(text)[2]
-    images = pics.images if side is None else source.pictures('train', (side,side), 'antialias').images
+    images = pics.images if side is None else source.pictures(pics.split, (side,side), 'antialias').images
     if len(images) != len(pics):
         raise RedoError(f'{source.name} gives {len(images)} pictures at {side} px, {len(pics)} at the size of the model: leave @{side} out')
     key = _key(images, text)
-    got = load_cached(key) or _save_labels(key, pseudo_labels(images, text, source.progress))
+    got = load_cached(key) or _save_labels(key, pseudo_labels(images, text, source.progress, pics.split == 'train'))
     codes = got[0]['masks']
     return shrink_masks(torch.where(codes == 255, torch.nan, codes/254), tuple(pics.images.shape[2:]))
 
@@ -279,41 +280,60 @@ def _mask_files(files, size, rule=None):
     t = torch.stack(parallel_map(lambda o: torch.from_numpy(fit_mask(read(o), size)), files, False, 'reading masks'))
     return torch.where(t == 255, torch.nan, (t > 0).float())
 
+def _by_name(pics, names, maps, source):
+    "Maps in the order of the pictures, NaN for pictures that the source left out as bad"
+    at = {o: i for i,o in enumerate(names)}
+    lost = [o for o in pics.names if o not in at]
+    if lost and not source.skip_bad: raise RedoError(f'{source.name} has no foreground of {brief(lost[0])}: take foregrounds from elsewhere')
+    if lost: maps = torch.cat([maps, maps.new_full((1,*maps.shape[1:]), torch.nan)])
+    return maps[[at.get(o, len(names)) for o in pics.names]]
+
 def _drawn(pics, which, source):
     "Foregrounds that came with a set"
     size = tuple(pics.images.shape[-2:])
-    if hasattr(source, 'foreground'): names,maps = source.foreground('train', size, which)
-    elif which != 'truth': raise RedoError(f"{source.name} has no foreground {brief(which)}: use truth, folder:PATH, model:NAME or a teacher")
-    elif isinstance(source, FolderSource):
+    if hasattr(source, 'foreground'): return _by_name(pics, *source.foreground(pics.split, size, which), source)
+    if which != 'truth': raise RedoError(f"{source.name} has no foreground {brief(which)}: use truth, folder:PATH, model:NAME or a teacher")
+    if isinstance(source, FolderSource):
         if lost := [o for o in pics.names if o not in source.masks]: raise RedoError(f'{source.name} has no mask of {brief(lost[0])}: take foregrounds from elsewhere')
         return _mask_files([source.masks[o] for o in pics.names], size, source.rule)
-    else:
-        own = source.pictures('train', size)
-        if own.truth is None: raise RedoError(f'{source.name} has no truth of its training pictures: take foregrounds from elsewhere')
-        names,maps = own.names,torch.where(own.truth == 255, torch.nan, (own.truth > 0).float())
-    at = {o: i for i,o in enumerate(names)}
-    return maps[[at[o] for o in pics.names]]
+    own = source.pictures(pics.split, size)
+    if own.truth is None: raise RedoError(f"{source.name} has no truth of its pictures of '{pics.split}': take foregrounds from elsewhere")
+    return _by_name(pics, own.names, torch.where(own.truth == 255, torch.nan, (own.truth > 0).float()), source)
 
-def _from_folder(pics, path):
+def _side(img): return img.size[::-1] if img.getexif().get(274, 1) > 4 else img.size # (w,h) as it is seen
+
+def _check_shapes(pics, files, source):
+    "A `RedoError` where a mask has not the shape of its picture"
+    own = source.files if isinstance(source, FolderSource) else {}
+    def odd(o):
+        (w,h),(W,H) = (_open(p, _side) for p in (files[o],own[o]))
+        if abs(w*H-W*h) > max(w,h,W,H): return f'{files[o]} is {w}x{h} pixels but its picture {own[o]} is {W}x{H}: make them equal'
+    if why := next(filter(None, map(odd, [o for o in pics.names if o in own])), None): raise RedoError(why)
+
+def _from_folder(pics, path, source):
     "Foregrounds of a folder of masks, by the names of the pictures"
     path = Path(path).expanduser()
     if not path.is_dir(): raise RedoError(f'there is no folder {path} of foregrounds: check the path')
     files = {o.relative_to(path).with_suffix('').as_posix(): o for o in picture_files(path)}
-    if lost := [o for o in pics.names if o not in files]: raise RedoError(f'{path} has no mask of {brief(lost[0])}: put it there by that name, or leave the picture out')
+    if lost := [o for o in pics.names if o not in files and Path(o).with_suffix('').as_posix() not in files]:
+        raise RedoError(f'{path} has no mask of {brief(lost[0])}: put it there by that name, or leave the picture out')
+    if hasattr(source, 'foreground'): return _drawn(pics, str(path), source)
+    _check_shapes(pics, files, source)
     return _mask_files([files[o] for o in pics.names], tuple(pics.images.shape[-2:]))
 
 # %% ../../nbs/65_use.pseudo.ipynb #ffe38bb1
 @register_input('foreground')
 def make_foreground(
-    pics:Pictures, # Training pictures as the model gets them
+    pics:Pictures, # Pictures of a split as the model gets them
     text:str, # 'truth', 'given:NAME' of a folder that came with the set, 'folder:PATH', 'model:NAME', or as for `parse_pseudo`
     source:Source # Where they come from
-)->Tensor: # (N,h,w) in [0,1], NaN for unknown: all of it where a foreground is empty
-    "Where the thing is in each training picture"
+)->Tensor: # (N,h,w) in [0,1], NaN for unknown: in training all of it where a foreground is empty
+    "Where the thing is in each picture"
     kind,_,name = text.partition(':')
-    if kind == 'folder' and name: maps = _from_folder(pics, name)
+    if kind == 'folder' and name: maps = _from_folder(pics, name, source)
     elif text == 'truth' or kind == 'given' and name: maps = _drawn(pics, name or text, source)
     else: maps = make_pseudo(pics, f'refined:none:{name}' if kind == 'model' else text, source)
+    if pics.split != 'train': return maps
     empty = maps.nan_to_num(0).flatten(1).amax(1) < .5
     if empty.all(): raise RedoError(f'foreground={text}: it is empty in all {len(maps)} pictures, so no part can be in it; use another one')
     return torch.where(empty[:,None,None], torch.nan, maps)
