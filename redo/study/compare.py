@@ -47,6 +47,7 @@ def bin_means(
 class MaskRows(RunCallback):
     "Keep the soft masks of a region of some validation pictures, before the first step and after every validation, as a row a file"
     order,run_valid,main_only = 116,False,True # after the history, before the checkpoint
+    known = None # of the pictures, where the model sees it
     def __init__(self,
         folder:Path, # Where `000.png` and so on are written
         n:int=6, # Pictures

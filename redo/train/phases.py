@@ -334,8 +334,9 @@ class LossHistory(RunCallback):
         self.check_every,self.steps,self.scores,self.rows,self.seconds = check_every,[],[],[],0.
     def begin(self): self.rows,self.start = [],time.monotonic()-self.seconds
     def after_pred(self):
+        if not self.training: return
         step,losses = self.net.step,self.learn.phase_losses
-        if not self.training or step % self.check_every or torch.stack([*losses.values()]).isfinite().all(): return
+        if step % self.check_every or torch.stack([*losses.values()]).isfinite().all(): return
         self.rows.append((step, losses))
         self.flush()
     def after_batch(self):
