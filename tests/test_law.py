@@ -187,6 +187,31 @@ def test_needs(bright, run, tmp_path):
     plain = redo_dataloaders('digits', size=32, bs=4, device='cpu', needs=(), progress=False)
     with pytest.raises(RedoError, match="needs 'foreground' in every batch"): redo_learner(plain, model='threshold')
 
+def test_sees(bright, run, tmp_path):
+    "What a model says that it sees reaches it wherever it does not train, from a maker that asks for no split; it does without where nobody says so"
+    told = []
+    @register_model('told')
+    class Told(bright):
+        sees = ('foreground',)
+        def decompose(self, x, n_regions=None, foreground=None):
+            if not self.training: told.append(foreground)
+            m = super().decompose(x).masks[:,1:]
+            if foreground is not None: m = m*foreground.nan_to_num(0)[:,None]
+            return Decomposition(torch.cat([1-m, m], 1), background=0)
+    try:
+        good(run(redo_train, 'digits', '--model', 'told', '--size', '32', *short, '--set', 'inputs.foreground=bright,lr=.05,zoom=.8,crop=1.2,limit=40', '--out', 'whole'))
+        assert told and all(o is not None and o.shape[1:] == (32,32) and o[:,:2].isnan().all() for o in told)
+        n = len(told)
+        good(run(redo_evaluate, '--model', 'whole', '--device', 'cpu', '--no-progress'))
+        assert len(told) > n and all(o is not None for o in told)
+        dls = redo_dataloaders('digits', size=32, bs=4, device='cpu', needs=Told.needs, inputs=dict(foreground='bright'), limit=12, progress=False)
+        assert [len(o.one_batch()) for o in dls] == [2,2,2]
+        Image.new('RGB', (32,32), 'white').save('a.png')
+        told.clear()
+        good(run(redo_segment, 'a.png', '--model', 'whole', '--device', 'cpu', '--no-progress'))
+        assert told and all(o is None for o in told)
+    finally: del MODELS['told']
+
 def test_export(slots, run, tmp_path):
     "Its masks as an ONNX file, at a size that is not square, too; one line where PyTorch cannot trace it"
     for o in ('onnx','onnxscript','onnxruntime'): pytest.importorskip(o)
