@@ -125,7 +125,7 @@ class RegionLoss:
     def activation(self, x): return x
     def decodes(self, x): return TensorMask(as_tensor(x).argmax(1))
 
-# %% ../../nbs/50_train.phases.ipynb #80819e01
+# %% ../../nbs/50_train.phases.ipynb #833c8b51
 class SeenInputs(Callback):
     "Hand a model what it sees beside pictures, out of the dictionary that ends a batch, where it does not train"
     order,run_train = 90,False
@@ -137,6 +137,7 @@ class SeenInputs(Callback):
         if not truth or hasattr(self.learn, 'gather_preds'): self.learn.yb = truth # nothing to score, or nothing to gather
     def after_pred(self): self.learn.xb = self.xb[:1]
 
+# %% ../../nbs/50_train.phases.ipynb #80819e01
 class _SameScores(Callback):
     "Give every process the scores of the first"
     order = 55 # after the recorder, before trackers
@@ -169,11 +170,12 @@ class RegionLearner(Learner):
     def to_fp32(self): return self.remove_cb(PhasePrecision)
     def lr_find(self, *args, stop_div:bool=False, **kwargs): return super().lr_find(*args, stop_div=stop_div, **kwargs)
 
-# %% ../../nbs/50_train.phases.ipynb #e40cbdcd
+# %% ../../nbs/50_train.phases.ipynb #15d2930a
 def _mirrored(known):
     "What a dictionary knows of pictures, of their mirror images: maps (B,H,W), points (B,K,2)"
     return {k: v*v.new_tensor([-1,1]) if v.shape[-1] == 2 else v.flip(-1) for k,v in known.items() if isinstance(v, Tensor)}
 
+# %% ../../nbs/50_train.phases.ipynb #e40cbdcd
 @patch
 def tta(self:RegionLearner,
     ds_idx:int=1, # Loader to predict on, if `dl` is None
