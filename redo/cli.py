@@ -162,7 +162,7 @@ def redo_segment(
 ):
     """Cut pictures of any size into regions.
 
-    Writes NAME.mask.png (0 background, 1 and up objects), NAME.overlay.png, NAME.cutout.png, and regions.json with areas and boxes."""
+    Writes NAME.mask.png (0 background, 1 and up objects), NAME.overlay.png, NAME.cutout.png, and regions.json with areas, boxes and centres."""
     check_there(() if example else paths, model)
     from redo.use.methods import METHODS, method_refine
     from redo.use.segment import RESULT_KINDS, example_picture, segment_files
