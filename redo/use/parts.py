@@ -16,7 +16,8 @@ from torch import Tensor
 from ..core import *
 from ..metrics_parts import ground_and_parts
 from ..data.spec import as_size
-from ..data.parts import _resized, box_of, square_box
+from ..data.frames import resize_array, square_box
+from ..data.parts import box_of
 from .cut import *
 
 # %% ../../nbs/60_use.parts.ipynb #60b0000e
@@ -37,7 +38,7 @@ def _look(a, window, size):
     sides = (t,h,size[0],H),(l,w,size[1],W)
     ends = [(max(o, 0), min(o+s, n)) for o,s,_,n in sides]
     small = [max(1, round((e-b)*k/s)) for (b,e),(_,s,k,_) in zip(ends, sides)]
-    part = _resized(a[slice(*ends[0]),slice(*ends[1])], small, Image.Resampling.LANCZOS).reshape(*small, -1)
+    part = resize_array(a[slice(*ends[0]),slice(*ends[1])], small, Image.Resampling.LANCZOS).reshape(*small, -1)
     at = [o+(torch.arange(k)+.5)*s/k for o,s,k,_ in sides]
     y,x = [(p-b)/(e-b)*2-1 for p,(b,e) in zip(at, ends)]
     grid = torch.stack(torch.meshgrid(y, x, indexing='ij')[::-1], -1)[None]
