@@ -57,6 +57,7 @@ from .models.parts import Parts, load_parts
 from .use.formats import *
 from .use.cut import *
 from .use.segment import *
+from .use.parts import count_parts
 from .use.refine import *
 from .use.onnx import *
 from .use.features import *

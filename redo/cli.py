@@ -141,11 +141,22 @@ def _strips(paths, out, model, device, progress, whose):
     if res['files']: print(f"{len(res['files'])} strips in {out}, as {res['files'][0]}")
     return res
 
+# %% ../nbs/81_cli.ipynb #60b08101
+def _finish(refine, parts, device):
+    "What is done to every result, None for nothing, and how many parts it then has"
+    if parts is None: return (lambda s: s.refined(refine)) if refine else None,0
+    from redo.use.cut import load_decomposer
+    from redo.use.parts import count_parts
+    net = load_decomposer(parts, device)
+    try: k = count_parts(net)
+    except RedoError as e: raise RedoError(f'--parts {parts}: {e}') from None
+    return lambda s: (s.refined(refine) if refine else s).parts(net),k
+
 # %% ../nbs/81_cli.ipynb #6e1454b3
 @command(['redo-segment --example', 'redo-segment photo.jpg', 'redo-segment photo.jpg holiday/ --model redo-digits-1 --refine guided',
     'redo-segment photo.jpg --model user/repository --out cut --kinds cutout', 'redo-segment holiday/ --kinds mask,coco,labelstudio',
     'redo-segment photo.jpg --model dataset_nets_state.pth --background 1', 'redo-segment photo.jpg --method grabcut',
-    'redo-segment photo.jpg --method all'])
+    'redo-segment photo.jpg --method all', 'redo-segment holiday/ --method grabcut --refine guided --parts redo-cub-parts-1'])
 def redo_segment(
     *paths:str, # Pictures, and folders of them
     example:bool=False, # Cut a photograph of a flower that is here already (it comes with scikit-learn) beside those that are named
@@ -155,6 +166,7 @@ def redo_segment(
     size:int=None, # Side at which to look: a larger multiple of 4 than a trained model's own; else 16 to 1024 (default: its own)
     background:int=None, # Region that is background, 0 and up (default: as training noted, else what covers most of the border)
     refine:str=None, # Fit masks to the edges of the picture: guided, grabcut, both or none (default: grabcut for auto, else none)
+    parts:str=None, # Model that divides the object into parts: a run of redo-train --model parts, folder of weights, .pth file, or user/repository on the hub
     kinds:str='mask,overlay,cutout', # What to write, of mask, overlay, cutout, coco (run lengths and polygons), labelstudio
     bs:int=16, # Pictures at a time
     device:str=None, # cpu, cuda, cuda:1, mps (default: the best at hand)
@@ -162,8 +174,9 @@ def redo_segment(
 ):
     """Cut pictures of any size into regions.
 
-    Writes NAME.mask.png (0 background, 1 and up objects), NAME.overlay.png, NAME.cutout.png, and regions.json with areas and boxes."""
+    Writes NAME.mask.png (0 background, 1 and up objects, or parts of the object with --parts), NAME.overlay.png, NAME.cutout.png, and regions.json with areas, boxes and centres."""
     check_there(() if example else paths, model)
+    check_there(model=parts)
     from redo.use.methods import METHODS, method_refine
     from redo.use.segment import RESULT_KINDS, example_picture, segment_files
     kinds = [o for o in kinds.replace(' ', '').split(',') if o]
@@ -177,13 +190,16 @@ def redo_segment(
     paths = [*paths, photo] if example else paths
     if method == 'all':
         if size or background is not None: raise RedoError('--method all shows each method as it is: leave --size and --background out')
+        if parts is not None: raise RedoError('--method all shows each method as it is: choose one for --parts')
         return _strips(paths, out, model, device, progress, whose)
     net,size = _decomposer(paths, method, model, size, device)
-    res = segment_files(net, paths, out, size, background, kinds, bs, progress, after=refine and (lambda s: s.refined(refine)))
+    after,k = _finish(refine, parts, device)
+    res = segment_files(net, paths, out, size, background, kinds, bs, progress, after=after)
     if whose: print(whose)
     if not res['pictures']: return res
     print(f"{len(res['pictures'])} pictures in {out}; label of each region: {res['labels']}, {res['how']}")
     if method == 'auto': print(f'auto: {METHODS[method]}; {net.said()}')
+    if k: print(f'parts of the object: {k}, labels 1 to {k}, by {parts}')
     return res
 
 # %% ../nbs/81_cli.ipynb #32f4261f

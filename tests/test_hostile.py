@@ -180,6 +180,10 @@ row('ck.pth of a state that is a list', f'{use} ck.pth', 'ck.pth', by=checkpoint
 row('ck.pth without weights', f'{use} ck.pth', 'ck.pth', by=checkpoint(model={}))
 for id,argv,*words in (('bs', '--bs 0', '--bs 0'), ('kinds', '--kinds all', "unknown kind 'all'"), ('size', '--size 7', '7'), ('size huge', '--size 10000000', 'at most 4096 pixels'), ('background', '--background 9', '9'), ('refine', '--refine crf', "'crf'"), ('method', '--method magic', "'magic'")):
     row(f'segment {id}', f'redo-segment pics --model good --out new --device cpu --no-progress {argv}', *words)
+divide = 'redo-segment pics --method grabcut --out new --device cpu --no-progress --parts'
+for m,*words in (('no/such/model/here', 'there is no model no/such'), ('pics', 'pics holds no model'), ('pics/0.png', 'pics/0.png is '), ("''", '--parts is empty'), ('good', "--parts good: a model 'redo' has 1 region beside a ground, and no parts"), ('ck.pth', 'ck.pth')):
+    row(f'segment parts {m}', f'{divide} {m}', *words, by=checkpoint(model={}) if m == 'ck.pth' else nothing)
+row('segment parts of all methods', f'{divide} good --method all', '--method all shows each method as it is: choose one for --parts')
 row('segment nothing', 'redo-segment --model good', 'name pictures')
 row('segment no such picture', 'redo-segment none.png --model good --out new --no-progress', 'none.png: there is no such file')
 row('redraw n-z', 'redo-redraw pics --model good --out new --n-z 0 --no-progress', 'at least 1')

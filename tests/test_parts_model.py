@@ -1,9 +1,11 @@
 "Parts go through trainer, resume, evaluator and export like any other model, with foregrounds from wherever"
-import json, math, os
+import json, math, os, subprocess, sys
+from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
 from redo.cli import redo_evaluate, redo_segment, redo_train
 from redo.core import RedoError
+from redo.data.images import read_mask
 from redo.data.loaders import redo_dataloaders
 from redo.data.toy import make_digits
 from redo.draw import color_labels, preview_grid
@@ -15,8 +17,11 @@ from redo.nets.deeplab import DeepLab
 from redo.train.learner import redo_learner
 from redo.train.recipes import get_recipe
 from redo.schedules import parse_rule
+from redo.use.cut import load_decomposer, segment_image
+from redo.use.methods import method_model
 from redo.use.onnx import OnnxMasks, export_onnx
 from redo.use.segment import load_model
+import redo.use.parts, redo.use.refine # what a `Segmentation` can do
 
 def good(res):
     rc,said = res
@@ -46,6 +51,44 @@ def test_commands(run, tmp_path, monkeypatch):
     for more,why in ((['--n-regions','3'], "n_regions=3: model 'parts' makes 4"), (['--set',f'{small},limit=24'], "needs 'foreground'"), (['--set',f'{small},inputs.foreground=crf'], "unknown teacher 'crf'")):
         rc,said = run(redo_train, 'digits', *own, *more, '--out', 'odd')
         assert rc == 1 and said.err.count('\n') == 1 and why in said.err, said.err
+
+def test_segment_parts(run, tmp_path, monkeypatch):
+    "The command divides what another model cut: labels, centres, and annotations for other tools, from Python the same"
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(1)
+    Parts(32, net='unet', nf=4, levels=2, parts=3).save_pretrained('tiny/weights')
+    g = np.random.default_rng(0)
+    for i,(w,h) in enumerate(((120,70), (50,90))):
+        a = np.full((h,w,3), (20,60,20))+g.integers(0, 9, (h,w,3))
+        a[h//4:3*h//4,w//3:2*w//3] = np.kron(g.integers(120, 256, (3,2,3)), np.ones((h,w,1)))[::3,::2][h//4:3*h//4,w//3:2*w//3]
+        Image.fromarray(a.astype(np.uint8)).save(f'{i}.png')
+    Image.new('RGB', (40,40), 'grey').save('plain.png') # nothing to cut
+    common = ['0.png', '1.png', 'plain.png', '--method', 'grabcut', '--refine', 'guided', '--device', 'cpu', '--no-progress', '--kinds', 'mask,cutout,coco']
+    rc,said = run(redo_segment, *common, '--parts', 'tiny', '--out', 'parts')
+    assert (rc, said.err) == (0, '') and 'label of each region: [0, 1, 2, 3], as the model knows' in said.out and 'parts of the object: 3, labels 1 to 3, by tiny' in said.out
+    good(run(redo_segment, *common, '--out', 'whole'))
+    told = json.loads(Path('parts/regions.json').read_text())
+    assert told['labels'] == [0,1,2,3] and json.loads(Path('whole/regions.json').read_text())['labels'] == [0,1]
+    coco,n = json.loads(Path('parts/coco.json').read_text()),0
+    for i,o in enumerate(told['pictures']):
+        labels,whole = (read_mask(f"{f}/{o['name']}.mask.png") for f in ('parts','whole'))
+        assert ((labels > 0) == (whole > 0)).all() and Path(f"parts/{o['name']}.cutout.png").read_bytes() == Path(f"whole/{o['name']}.cutout.png").read_bytes()
+        assert (labels == segment_image(method_model('grabcut'), f"{o['name']}.png").refined('guided').parts(load_decomposer('tiny', 'cpu')).labels).all()
+        assert [r['label'] for r in o['regions']] == [0,1,2,3]
+        for r in o['regions']:
+            y,x = (labels == r['label']).nonzero()
+            assert r['centre'] == ([round(float(v.mean()+.5), 1) for v in (x,y)] if len(x) else None)
+        found = {a['category_id']: a for a in coco['annotations'] if a['image_id'] == i+1}
+        assert {k: a['area'] for k,a in found.items()} == {int(k): int((labels == k).sum()) for k in np.unique(labels) if k}
+        n += len(found)
+    assert n >= 3 and [o['id'] for o in coco['categories']] == [1,2,3]
+    assert [o['centre'] is None for o in told['pictures'][2]['regions']] == [False,True,True,True] # 'plain' has no object
+
+def test_mistyped_parts():
+    "A model of parts that is not there is told before PyTorch is imported"
+    code = "import sys; from redo.cli import redo_segment\ntry: redo_segment.__wrapped__(example=True, parts='no/such/run')\nexcept Exception as e: print(e, 'torch' in sys.modules)"
+    said = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout
+    assert said.startswith('there is no model no/such/run') and said.endswith(' False\n'), said
 
 def test_learner():
     "From Python, with a foreground that nobody drew; all losses are finite, and nothing of the features is kept with the model"

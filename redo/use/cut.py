@@ -178,13 +178,18 @@ class Segmentation:
 
 # %% ../../nbs/57_use.cut.ipynb #e43892be
 @patch
-def regions(self:Segmentation)->list: # [{'label', 'area', 'box'}], background first
-    "Area and bounding box of every label"
+def regions(self:Segmentation)->list: # [{'label', 'area', 'box', 'centre'}], background first
+    "Area, bounding box and centre of every label"
+    def side(n): # pixels of the region in every column, or row -> first, just after the last, mean
+        at = n.nonzero()[0]
+        return int(at[0]),int(at[-1])+1,round(float(n@(np.arange(len(n))+.5))/int(n.sum()), 1)
     def one(c):
         a = self.labels == c
-        ys,xs = a.any(1).nonzero()[0],a.any(0).nonzero()[0]
-        box = [int(xs[0]), int(ys[0]), int(xs[-1])+1, int(ys[-1])+1] if len(xs) else None
-        return dict(label=c, area=round(float(a.mean()), 6), box=box)
+        cols,rows = (np.count_nonzero(a, axis=i) for i in (0,1))
+        res = dict(label=c, area=round(int(rows.sum())/a.size, 6), box=None, centre=None)
+        if not rows.any(): return res
+        (x0,x1,x),(y0,y1,y) = side(cols),side(rows)
+        return res | dict(box=[x0, y0, x1, y1], centre=[x, y])
     return [one(c) for c in sorted(set(self.classes))]
 
 @patch

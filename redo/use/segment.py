@@ -170,7 +170,7 @@ def _write_group(
     kinds, # Pictures to write
     notes, # `Annotations` for other tools
     after, # As for `segment_files`
-    done, # Name -> what `regions.json` says of it, to be filled
+    done, # Name -> what `regions.json` says of it, and the labels of its regions, to be filled
     bad # Name -> what failed, to be filled
 ):
     "Write the results of some pictures"
@@ -181,7 +181,7 @@ def _write_group(
             if after: seg = after(seg)
             notes.add(n, _text(f), seg.labels)
             _save(seg, out/n, kinds)
-            done[n] = dict(file=_text(f), name=n, size=list(seg.image.size), regions=seg.regions())
+            done[n] = dict(file=_text(f), name=n, size=list(seg.image.size), regions=seg.regions()),list(seg.classes)
         except RedoError as e:
             bad[n] = dict(file=_text(f), error=_text(e))
             if _full(e): raise
@@ -197,13 +197,13 @@ def segment_files(
     kinds:tuple=('mask','overlay','cutout'), # What to write, of `RESULT_KINDS`
     bs:int=16, # Pictures at a time
     progress:bool=True, # Show a progress bar?
-    after:callable=None # `Segmentation` -> `Segmentation`, done to every result before it is written, such as refinement
+    after:callable=None # `Segmentation` -> `Segmentation`, done to every result before it is written, such as refinement or a division into parts
 )->dict: # What `regions.json` holds: 'labels' of the regions, where they come from, 'pictures' and 'failed'
     "Segment pictures and write `NAME.mask.png`, `NAME.overlay.png`, `NAME.cutout.png`, one `regions.json`, one file of each other format"
     out,items = Path(out),find_pictures(paths, out)
     size = own_size(model, size)
     if not items: raise RedoError(f"{', '.join(map(str, paths))}: nothing there but results; name pictures or folders of them")
-    res,done,bad = dict(labels=None, how=None, pictures=[], failed=[]),{},{}
+    res,labels,done,bad = dict(labels=None, how=None, pictures=[], failed=[]),None,{},{}
     new = not os.path.lexists(out)
     writable_folder(out)
     chunks,pics,notes = list(chunked(items, bs)),[k for k in kinds if k not in FORMATS],Annotations([k for k in FORMATS if k in kinds], out)
@@ -212,13 +212,14 @@ def segment_files(
             seen = _look_at(chunk, lambda img: model_view(model, img, size), bad)
             if not seen: continue
             masks,known = cut_pictures(model, [w for *_,w in seen])
-            if res['labels'] is None or model.permutes: each,how = picture_labels(model, masks, background, known)
-            if res['labels'] is None: res['labels'],res['how'] = each[0],how
-            each = each if model.permutes else [res['labels']]*len(seen)
+            if labels is None or model.permutes: each,how = picture_labels(model, masks, background, known)
+            if labels is None: labels,res['how'] = each[0],how
+            each = each if model.permutes else [labels]*len(seen)
             todo = {n: (f,n,img,m,o) for (f,n,img,_),m,o in zip(seen, masks, each)}
             for g in pixel_groups([o[:2] for o in seen]): _write_group([todo.pop(n) for _,n in g], out, pics, notes, after, done, bad)
     finally:
-        res['pictures'],res['failed'] = [done[n] for _,n in items if n in done],[bad[n] for _,n in items if n in bad]
+        res['pictures'],res['failed'] = [done[n][0] for _,n in items if n in done],[bad[n] for _,n in items if n in bad]
+        res['labels'] = next((done[n][1] for _,n in items if n in done), labels)
         if done:
             with atomic_path(out/'regions.json') as p: p.write_text(json.dumps(res, indent=1))
             write_annotations(notes, res['pictures'])
