@@ -107,28 +107,29 @@ def load(self:PartsSource,
 # %% ../../nbs/46_data.parts.ipynb #8fb3ac6f
 @patch
 def _row(self:PartsSource, item, split, size, resize, which):
-    "Picture, labels and foreground at a size, and what is known of it"
+    "Picture, labels and foreground at a size, what is known of it, and where in its frame it is"
     arrays,flags = self.load(item, which),self.spec.flags
-    gen = step_generator(0, item.name, 0)
+    gen,hw = step_generator(0, item.name, 0),arrays[0].shape[:2]
     if self.frame == 'box' and item.box is not None:
         window = square_box(item.box, size, jitter=.05*(split == 'train' and 'jitter' in flags), gen=gen)
-        arrays,points = cut_parts(arrays, window, size, resize, item.points)
-    else: arrays,points = pad_parts(arrays, size, resize, item.points)
-    if split == 'train' and 'mirror' in flags and torch.rand((), generator=gen) < .5: arrays,points = mirror_parts(arrays, points, self.swaps)
+        (arrays,points),at = cut_parts(arrays, window, size, resize, item.points),picture_inside(hw, window, size)
+    else: (arrays,points),at = pad_parts(arrays, size, resize, item.points),fitted(hw, size)
+    if split == 'train' and 'mirror' in flags and torch.rand((), generator=gen) < .5:
+        (arrays,points),at = mirror_parts(arrays, points, self.swaps),(size[1]-at[0]-at[2],*at[1:])
     known = {**(dict(label=item.label) if item.label else {}), **({} if points is None else dict(keypoints=points.tolist()))}
-    return (np.ascontiguousarray(arrays[0].transpose(2,0,1)),*arrays[1:]),known
+    return (np.ascontiguousarray(arrays[0].transpose(2,0,1)),*arrays[1:]),known,at
 
 # %% ../../nbs/46_data.parts.ipynb #46f08fb0
 @patch
 def _rows(self:PartsSource, split, notes, *args):
     "Pictures that can be read, one after the other; `notes` gets names, what is known of them, and what is wrong with others"
-    notes.update(names=[], scenes=[], bad=[])
+    notes.update(names=[], scenes=[], inside=[], bad=[])
     def one(item):
         try: return self._row(item, split, *args)
-        except RedoError as e: return str(e),None
-    for item,(row,known) in zip(self.items[split], _parallel_iter(one, self.items[split], progress=self.progress, comment='reading pictures')):
+        except RedoError as e: return str(e),None,None
+    for item,(row,known,at) in zip(self.items[split], _parallel_iter(one, self.items[split], progress=self.progress, comment='reading pictures')):
         if isinstance(row, str): notes['bad'].append(row); continue
-        notes['names'].append(item.name); notes['scenes'].append(known)
+        notes['names'].append(item.name); notes['scenes'].append(known); notes['inside'].append(at)
         yield row
 
 # %% ../../nbs/46_data.parts.ipynb #dbbfa52e
@@ -139,7 +140,7 @@ def _stored(self:PartsSource, split, size, resize, which):
     size,items = as_size(size),self.items[split]
     files = [o for i in items for o in (i.image, i.labels, *([] if which == 'truth' else [self.given(i, which)]))]
     what = [(i.name, i.box, i.label, i.number, None if i.points is None else i.points.tolist()) for i in items]
-    key = files_key(files, type(self).__qualname__, self.frame, self.spec.flags, self.stamp(), what, split, size, resize, which, progress=self.progress)
+    key = files_key(files, 'inside', type(self).__qualname__, self.frame, self.spec.flags, self.stamp(), what, split, size, resize, which, progress=self.progress)
     got,notes,shapes = load_cached(key),{},dict(images=(3,*size), truth=size, figure=size)
     def rows(): return self._rows(split, notes, size, resize, which)
     if not got: got = save_cached(key, notes, shapes, rows(), len(items)) or (_in_memory(shapes, rows(), len(items)), notes)
@@ -174,6 +175,17 @@ def foreground(self:PartsSource,
     tensors,notes = self._stored(split, size, 'antialias', which)
     f = tensors['figure']
     return notes['names'],torch.where(f == 255, torch.nan, f.float())
+
+# %% ../../nbs/46_data.parts.ipynb #46f0dbb2
+@patch
+def inside(self:PartsSource,
+    split:str, # One of `splits`
+    size # Side of a square, or (h,w)
+)->dict: # Name -> (left, top, width, height); None where no picture is padded
+    "Where in their frames the pictures of a split are"
+    notes,(h,w) = self._stored(split, size, 'antialias', 'truth')[1],as_size(size)
+    res = {k: tuple(v) for k,v in zip(notes['names'], notes['inside'])}
+    return None if set(res.values()) <= {(0,0,w,h)} else res
 
 # %% ../../nbs/46_data.parts.ipynb #878bbe8c
 class FolderParts(PartsSource):

@@ -188,6 +188,11 @@ class Source:
     )->Pictures: # The truth of the training split may be there or not: training never gets it
         "All pictures of a split"
         raise TypeError(f'{type(self).__name__} does not define `pictures`')
+    def inside(self,
+        split:str, # One of `splits`
+        size # Side of a square, or (h,w)
+    )->dict: # Name -> (left, top, width, height) of the picture itself; None where no picture is padded
+        "Where in their frames the pictures of a split are"
     def check_split(self, split): # Name of a split
         "A `RedoError` where there is no such split"
         if split not in self.splits: raise RedoError(f"{self.name} has no split '{split}': it has {', '.join(self.splits)}")

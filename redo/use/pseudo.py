@@ -6,8 +6,8 @@ Docs: https://redo-segmentation.github.io/redo/use.pseudo.html.md"""
 
 # %% auto #0
 __all__ = ['to_size', 'parse_teacher', 'join_teachers', 'teacher_masks', 'plausible', 'object_masks', 'refined_objects',
-           'object_region', 'mask_iou', 'trusted', 'parse_pseudo', 'shrink_masks', 'pseudo_labels', 'keep_pseudo',
-           'make_pseudo', 'make_foreground']
+           'object_region', 'mask_iou', 'trusted', 'parse_pseudo', 'shrink_masks', 'unpadded', 'pseudo_labels',
+           'keep_pseudo', 'make_pseudo', 'make_foreground']
 
 # %% ../../nbs/65_use.pseudo.ipynb #e3206543
 import hashlib, numpy as np, torch, torch.nn.functional as F, warnings
@@ -222,21 +222,39 @@ def _plausible_only(masks, text, progress=False, some=True):
     raise RedoError(f'0 of {len(keep)} masks of {text} are plausible (object on 5% to 85% of the picture), so there is nothing to learn: '
         'use another teacher or margin, fewer rounds, or other pictures')
 
+def unpadded(
+    say, # Function: pictures (N,3,h,w) uint8 -> masks (N,h,w)
+    images:Tensor, # Pictures in frames, (N,3,H,W) uint8
+    inside:list # Where each picture is in its frame: (left, top, width, height)
+)->Tensor: # (N,H,W), 0 around the pictures
+    "What a function says of pictures that does not see what they are padded with"
+    res = torch.zeros(len(images), *images.shape[-2:])
+    for l,t,w,h in sorted(set(inside)):
+        at = torch.tensor([o == (l,t,w,h) for o in inside])
+        res[at,t:t+h,l:l+w] = say(images[at,:,t:t+h,l:l+w]).float()
+    return res
+
 def pseudo_labels(
     images:Tensor, # Pictures, (N,3,H,W) uint8
     text:str, # As for `parse_pseudo`
     progress:bool=False, # Show a progress bar?
-    some:bool=True # A `RedoError` where no mask is plausible?
+    some:bool=True, # A `RedoError` where no mask is plausible?
+    inside:list=None # Where each picture is in its frame: (left, top, width, height); None: none is padded
 )->Tensor: # (N,H,W) in [0,1]; NaN for unknown, all of it where a mask is not plausible
-    "Pseudo-labels of pictures"
+    "Pseudo-labels of pictures; what lies around a picture is ground, and teachers do not see it"
     method,what,_ = parse_pseudo(text)
-    masks = teacher_masks(images, what, progress) if method is None else trusted(load_model(what, 'cpu'), images, method, progress=progress)
+    teach = partial(teacher_masks, teacher=what, progress=progress)
+    if method is not None: # a model knows frames as it was trained on them
+        masks = trusted(load_model(what, 'cpu'), images, method, progress=progress)
+        if inside: masks = torch.where(unpadded(lambda o: torch.ones_like(o[:,0]), images, inside) > 0, masks, masks.new_zeros(()))
+    else: masks = unpadded(teach, images, inside) if inside else teach(images)
     return _plausible_only(masks, text, progress, some)
 
 # %% ../../nbs/65_use.pseudo.ipynb #5c4c58eb
-def _key(images, text):
-    "Name in the cache: pictures and text, and the weights of a model that is named in it"
+def _key(images, text, inside=None):
+    "Name in the cache: pictures, where they are in their frames, and text, and the weights of a model that is named in it"
     parts = [tensor_hash(images),str(text).encode()]
+    if inside: parts.append(str(inside).encode())
     if parse_pseudo(text)[0] is not None:
         state = load_model(parse_pseudo(text)[1], 'cpu').state_dict()
         parts += [b'object_region']+[k.encode()+tensor_hash(v.flatten()) for k,v in state.items() if isinstance(v, Tensor)]
@@ -267,8 +285,10 @@ def make_pseudo(
     images = pics.images if side is None else source.pictures(pics.split, (side,side), 'antialias').images
     if len(images) != len(pics):
         raise RedoError(f'{source.name} gives {len(images)} pictures at {side} px, {len(pics)} at the size of the model: leave @{side} out')
-    key = _key(images, text)
-    got = load_cached(key) or _save_labels(key, pseudo_labels(images, text, source.progress, pics.split == 'train'))
+    inside = source.inside(pics.split, tuple(images.shape[-2:]))
+    inside = inside and [inside[o] for o in pics.names]
+    key = _key(images, text, inside)
+    got = load_cached(key) or _save_labels(key, pseudo_labels(images, text, source.progress, pics.split == 'train', inside))
     codes = got[0]['masks']
     return shrink_masks(torch.where(codes == 255, torch.nan, codes/254), tuple(pics.images.shape[2:]))
 
