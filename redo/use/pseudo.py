@@ -274,6 +274,14 @@ def keep_pseudo(
     "Keep masks of teachers in the cache, where training finds them"
     if not load_cached(key := _key(images, text)): _save_labels(key, _plausible_only(masks, text))
 
+def _same_pictures(pics, source, side):
+    "The pictures at another size; where `limit` left some out, those are left out"
+    own = source.pictures(pics.split, (side,side), 'antialias')
+    if len(own) == len(pics): return own.images
+    at = {o: i for i,o in enumerate(own.names)}
+    if len(at) == len(own) and set(pics.names) <= set(at): return own.images[[at[o] for o in pics.names]]
+    raise RedoError(f'{source.name} gives {len(own)} pictures at {side} px, {len(pics)} at the size of the model: leave @{side} out')
+
 @register_input('pseudo')
 def make_pseudo(
     pics:Pictures, # Pictures of a split as the model gets them
@@ -282,9 +290,7 @@ def make_pseudo(
 )->Tensor: # (N,h,w) in [0,1], NaN for unknown
     "Pseudo-labels of pictures, out of the cache where they were made before"
     side = parse_pseudo(text)[2]
-    images = pics.images if side is None else source.pictures(pics.split, (side,side), 'antialias').images
-    if len(images) != len(pics):
-        raise RedoError(f'{source.name} gives {len(images)} pictures at {side} px, {len(pics)} at the size of the model: leave @{side} out')
+    images = pics.images if side is None else _same_pictures(pics, source, side)
     inside = source.inside(pics.split, tuple(images.shape[-2:]))
     inside = inside and [inside[o] for o in pics.names]
     key = _key(images, text, inside)
