@@ -24,7 +24,7 @@ from ..data.spec import get_source
 from ..metrics import RegionScores, curve_scores
 from ..files import *
 from ..train.folder import running_steps
-from .results import append_result, json_lines, plain_json, result_line, standing
+from .results import append_result, csv_table, json_lines, keep_line, plain_json, standing
 from ..train.phases import RunCallback
 from .run import run_state_of, stopped_run
 
@@ -78,13 +78,6 @@ def mask_strip(
     if not rows: raise RedoError(f'{folder} holds no rows of masks: run with pictures')
     with atomic_path(file) as p: Image.fromarray(np.concatenate(rows)).save(p, optimize=True)
 
-# %% ../../nbs/73_study.compare.ipynb #f0c6d4c9
-def _table(file):
-    "Comma-separated values that a run wrote"
-    try: return pd.read_csv(regular_file(file))
-    except (OSError, ValueError) as e:
-        raise RedoError(f'cannot read {file}: it is no table ({type(e).__name__}); remove the folder and start the run again') from None
-
 # %% ../../nbs/73_study.compare.ipynb #af7f1cc1
 def curve_line(
     out:Path, # Folder of a run, finished or stopped
@@ -93,7 +86,7 @@ def curve_line(
     "The curves of a run"
     out = Path(out)
     s = stopped_run(out) if run_state_of(out) == 'started' else read_json(out/'summary.json')
-    losses,h = (_table(out/f'{o}.csv') for o in ('losses','history'))
+    losses,h = (csv_table(out/f'{o}.csv') for o in ('losses','history'))
     who = {k: s[k] for k in ('id','run','grid','data','spec','size','seed') if k in s}
     return plain_json({**who, **bin_means(losses), 'scores': bin_means(h[['step', *(o for o in scores or curve_scores(h) if o in h)]])})
 
@@ -125,8 +118,7 @@ def collect(
     "Add lines of runs that a kill, or another file of results, has left out"
     have,drawn = have or kept_ids(results, curves)
     for o in map(Path, folders):
-        s = read_json(o/'summary.json')
-        if s['id'] not in have: append_result(results, result_line(s, _table(o/'history.csv').to_dict('records')))
+        s = keep_line(o, results, have)
         if s['id'] not in drawn: append_result(curves, curve_line(o))
         have.add(s['id']), drawn.add(s['id'])
 

@@ -387,7 +387,7 @@ def train_run(
     previews:bool=True, # Draw previews after every validation?
     progress=True, # Show progress bars? 'lines': a line a validation instead, as for a log file
     run_name:str=None, # Name of the run in results; None: that of the folder
-    results:Path=None, # File to append the result line to
+    results:Path=None, # File to append the result line to; that of a finished run, too, where it is not there
     save_every:float=10., # Age in seconds at which the checkpoint is renewed
     skip_bad:bool=False, # Leave unreadable pictures out, with a warning, instead of raising?
     test:bool=True, # Score the test set at the end? Not while settings are still being chosen
@@ -411,7 +411,7 @@ def train_run(
     asked = resume, spec, recipe, size, n_regions, seed, changes, init, model, tag, epochs
     cfg,state = on_main(lambda: (run_config(out, *asked), run_state_of(Path(out))))
     out = Path(out)
-    if state == 'finished': return on_main(read_json, out/'summary.json')
+    if state == 'finished': return on_main(keep_line, out, results)
     told = dict(name=run_name, skip_bad=skip_bad) | ({'notes': notes} if notes else {})
     if cbs: told['cbs'] = [type(o).__name__ for o in cbs]
     cfg = on_main(note_place, cfg, state, device, told)
