@@ -162,7 +162,7 @@ def pictures(self:PartsSource,
 )->Pictures: # With labels, and keypoints in `scenes`
     "All pictures of a split"
     tensors,notes = self._stored(split, size, resize, 'truth')
-    return Pictures(tensors['images'], tensors['truth'], notes['names'], notes['scenes'] if any(notes['scenes']) else None)
+    return Pictures(tensors['images'], tensors['truth'], notes['names'], notes['scenes'] if any(notes['scenes']) else None, split)
 
 # %% ../../nbs/46_data.parts.ipynb #b678cb01
 @patch

@@ -291,8 +291,9 @@ def make_pseudo(
     "Pseudo-labels of pictures, out of the cache where they were made before"
     side = parse_pseudo(text)[2]
     images = pics.images if side is None else _same_pictures(pics, source, side)
-    inside = source.inside(pics.split, tuple(images.shape[-2:]))
-    inside = inside and [inside[o] for o in pics.names]
+    if inside := source.inside(pics.split, tuple(images.shape[-2:])):
+        if odd := [o for o in pics.names if o not in inside]: raise RedoError(f"{source.name} has no picture {brief(odd[0])} of '{pics.split}': say which `split` pictures are of")
+        inside = [inside[o] for o in pics.names]
     key = _key(images, text, inside)
     got = load_cached(key) or _save_labels(key, pseudo_labels(images, text, source.progress, pics.split == 'train', inside))
     codes = got[0]['masks']
