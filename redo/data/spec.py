@@ -193,6 +193,7 @@ class Source:
         size # Side of a square, or (h,w)
     )->dict: # Name -> (left, top, width, height) of the picture itself; None where no picture is padded
         "Where in their frames the pictures of a split are"
+        return None
     def check_split(self, split): # Name of a split
         "A `RedoError` where there is no such split"
         if split not in self.splits: raise RedoError(f"{self.name} has no split '{split}': it has {', '.join(self.splits)}")
