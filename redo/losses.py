@@ -7,7 +7,7 @@ Docs: https://redo-segmentation.github.io/redo/losses.html.md"""
 # %% auto #0
 __all__ = ['adversarial_losses', 'mask_regularizers', 'disc_hinge', 'gen_adversarial', 'disc_relativistic', 'gen_relativistic',
            'disc_bce', 'gen_bce', 'r1_penalty', 'jitter_colors', 'shift_images', 'conservation', 'area_hinge',
-           'binarisation', 'hard_masks', 'elementwise_mse', 'mean_mse', 'rectified_mean_mse', 'batch_mse',
+           'binarisation', 'hard_masks', 'veil_share', 'elementwise_mse', 'mean_mse', 'rectified_mean_mse', 'batch_mse',
            'concrete_pdf', 'hard_concrete', 'regularizer_args']
 
 # %% ../nbs/25_losses.ipynb #85a3a364
@@ -136,6 +136,15 @@ def hard_masks(
     "Each pixel to its largest region; the gradient is that of the soft masks"
     hard = torch.zeros_like(masks).scatter_(1, masks.argmax(1, keepdim=True), 1.)
     return hard + masks - masks.detach()
+
+# %% ../nbs/25_losses.ipynb #5e110002
+def veil_share(
+    masks:Tensor # Soft masks, (B,K,H,W)
+)->Tensor: # Scalar in [0, 1-1/K]
+    "How undecided regions are, each for its size, and mean over regions"
+    m = masks.float()
+    area,whole = mean_ranks(m.mean((0,2,3))),mean_ranks(m.square().mean((0,2,3)))
+    return 1-(whole/area.clamp_min(1e-6)).mean()
 
 # %% ../nbs/25_losses.ipynb #b6af69b7
 def _one(masks, region): return masks.float() if region is None else masks[:,region:region+1].float()

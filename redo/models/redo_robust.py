@@ -30,6 +30,7 @@ class RobustOptions(FastOptions):
     min_area:float = option(.1, 'Smallest mean area for the area hinge, at most half of an equal share; less where objects are small', 0, 1)
     area_steps:_Steps = option(None, 'The area hinge is on for so many steps; always where none')
     w_binary:_Weight = option(0., 'Weight of binarisation, which makes soft masks hard')
+    w_veil:_Weight = option(0., 'Weight of the same, each region for its size; against veils where objects are small')
     binary_steps:int = option(0, 'Steps over which binarisation grows to its weight', 0, 2**62)
     reg:Literal[tuple(mask_regularizers)]|None = option(None, 'A regularizer of the masks instead of conservation, or beside it')
     w_reg:_Weight = option(1., 'Its weight')
@@ -102,6 +103,7 @@ def mask_terms(self:RobustReDO,
         region = inner_region(masks) if self.reg_region == 'inner' else self.reg_region
         res['reg'] = self.w_reg,mask_regularizers[self.reg](masks, region, **self.reg_args)
     if self.w_binary: res['binary'] = self.w_binary*(min(1, step/self.binary_steps) if self.binary_steps else 1),binarisation(masks)
+    if self.w_veil: res['veil'] = self.w_veil,veil_share(masks)
     return res
 
 @patch
