@@ -61,7 +61,7 @@ class RobustReDO(FastReDO):
     "ReDO with remedies against collapse"
     Options = RobustOptions
     recipes = dict(robust=dict(base='fast', steps=1500, bs=8, nf='auto', nf_mask='auto', nf_disc='auto', w_z=1., w_area=1., min_area=.05,
-        ema=.95, w_views=5., views_from=700, lr_mask=3e-3, lr_regions=4e-4, lr_latent=4e-4, lr_disc=4e-4, decay=.5, resize='antialias', collapse=.02),
+        ema=.95, w_views=5., views_from=700, lr_mask=3e-3, lr_regions=4e-4, lr_latent=4e-4, lr_disc=4e-4, decay=.5, resize='antialias', collapse=.02, veils=3),
         photos=dict(base='robust', steps=6500, bs=16, nf=32, nf_mask=32, nf_disc=32, nf_gen=16, nz=4, redraws='turn', flip=True, conserve='painters',
             practice=3000, hold={'mask': 3000}, views_from=3000, view_shift=.25, w_area=5., min_area=.25, area_of='hard', w_binary=1., binary_steps=6000,
             reg='batch_mse', w_reg=50., reg_region='inner', reg_args={'loc': .333}, ema=.98, lr_mask=3e-4, lr_latent=1e-3, decay=0., collapse=0.))

@@ -64,7 +64,7 @@ def _recipe_callbacks(
     if train.clip: cbs.append(ClipGrads(train.clip))
     if train.rule == 'plateau': cbs.append(Plateau())
     if train.hold: cbs.append(Hold(train.hold, every_check))
-    if train.collapse: cbs.append(CollapseGuard(train.collapse, restarts=train.restarts, seed=seed))
+    if train.collapse: cbs.append(CollapseGuard(train.collapse, restarts=train.restarts, seed=seed, veils=train.veils))
     if previews is not None: cbs.append(PreviewCallback(previews))
     if checkpoint is not None: cbs += [BestCheckpoint(Path(checkpoint).with_stem(f'{Path(checkpoint).stem}-best'), extra), Checkpoint(checkpoint, checkpoint_every, extra)]
     return cbs

@@ -137,7 +137,7 @@ _why = {
     'train.lr.latent': 'as the generators',
     'train.lr.disc': 'as the generators',
     'train.decay': 'what was found is kept',
-    'train.collapse': 'the last resort',
+    'train.collapse': 'the last resort', 'train.veils': 'no pixel has most of a veil',
     'data.resize': 'no aliasing',
     'model.freeze_disc': 'the same result, fewer gradients',
     'model.reuse_fakes': 'saves a second drawing',

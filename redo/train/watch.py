@@ -18,6 +18,7 @@ from fastai.callback.tracker import TrackerCallback
 from ..core import *
 from ..draw import *
 from ..files import *
+from ..losses import hard_masks
 from ..ranks import agree, is_main
 from .phases import LossHistory, RunCallback
 
@@ -83,18 +84,21 @@ class CollapseGuard(RunCallback):
         threshold:float=.02, # Collapsed when the smallest region's mean area is below this on both
         until:int=None, # Restart up to this step, stop after it; always restart where None
         restarts:int=3, # Restarts before the run stops for good
-        seed:int=0 # Seed of the fresh weights
+        seed:int=0, # Seed of the fresh weights
+        veils:int=0 # Restart, too, where for so many validations in a row hard masks leave a region less than `threshold`; 0: never
     ):
         store_attr()
-        self.events,self.stopped = [],False
-    def before_validate(self): self.areas,self.count = 0.,0
+        self.events,self.stopped,self.veiled = [],False,0
+    def before_validate(self): self.areas,self.hard,self.count = 0.,0.,0
     def after_pred(self):
         if self.training: return
-        self.areas = self.areas + self.pred.detach().float().mean((2,3)).sum(0)
-        self.count += len(self.pred)
+        m = self.pred.detach()
+        self.areas = self.areas + m.float().mean((2,3)).sum(0)
+        self.hard = self.hard + hard_masks(m).float().mean((2,3)).sum(0)
+        self.count += len(m)
     def after_train(self): self.n_iter_train = max(1, self.n_iter)
-    def state(self): return dict(events=self.events)
-    def load(self, state): self.events = list(state['events'])
+    def state(self): return dict(events=self.events, veiled=self.veiled)
+    def load(self, state): self.events,self.veiled = list(state['events']),state.get('veiled', 0)
 
 # %% ../../nbs/51_train.watch.ipynb #5f537e24
 @patch
@@ -117,14 +121,17 @@ def _train_area(self:CollapseGuard):
 @patch
 def after_epoch(self:CollapseGuard):
     if not self.count: return
-    valid,train = agree(((self.areas/self.count).min().item(), self._train_area()))
-    if not (valid < self.threshold and not train >= self.threshold): return
+    valid,hard,train = agree((*((o/self.count).min().item() for o in (self.areas,self.hard)), self._train_area()))
+    empty = valid < self.threshold and not train >= self.threshold
+    self.veiled = self.veiled+1 if hard < self.threshold else 0
     again = (self.until is None or self.net.step <= self.until) and len(self.events) < self.restarts
-    what = 'restarting' if again else 'stopping'
-    areas = f'{valid:.3f} of the validation pictures, {train:.3f} in training'
-    if is_main(): print(f'collapsed at step {self.net.step}: smallest region {areas}; {what}')
-    self.events.append(dict(step=self.net.step, valid=valid, train=train, action=what, row=len(self.learn.loss_history.steps)))
+    if not empty and not (again and self.veils and self.veiled >= self.veils): return
+    what,why = 'restarting' if again else 'stopping','collapsed' if empty else 'a veil in place of a region'
+    areas = f'{valid:.3f} of the validation pictures, {train:.3f} in training, {hard:.3f} where it is the largest'
+    if is_main(): print(f'{why} at step {self.net.step}: smallest region {areas}; {what}')
+    self.events.append(dict(step=self.net.step, valid=valid, hard=hard, train=train, action=what, row=len(self.learn.loss_history.steps)))
     if not again: self.stopped = True; raise CancelFitException()
+    self.veiled = 0
     self._restart()
 
 # %% ../../nbs/51_train.watch.ipynb #7397acec
