@@ -51,7 +51,7 @@ class TrainOptions(Options):
     bf16:bool = option(False, 'bfloat16 where it is safe and the device computes in it by itself; faster')
     fused:bool = option(False, "PyTorch's fused optimizer; faster")
     collapse:float = option(0., 'Restart a run whose smallest region is below this mean area; 0 never does', 0, 1)
-    veils:int = option(0, 'Restart it, too, where no pixel has most of some region in so many validations in a row; 0 never does', 0, 1000)
+    veils:int = option(0, 'Restart it, too, where hard masks leave some region less than `collapse` in so many validations in a row; 0 never does', 0, 1000)
     restarts:int = option(3, 'Restarts before a run is stopped', 0, 1000)
 
     def of(self, table, groups)->list: # What a table of numbers by group says of each of these
